@@ -1,0 +1,316 @@
+"""From an `.item` file to item text vectors: one `.npy` and the manifest that vouches for it.
+
+Row r of the `.npy` belongs to ``manifest["items"][r]``; there is no padding row. Rows are in the order of the
+sorted item tokens, so the order of lines in the `.item` file does not matter. The manifest binds the vectors
+by their sha256 and the texts by `text_digest`; without a manifest the vectors count as absent.
+"""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import difflib
+import hashlib
+import html
+import json
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import InputError
+from .text_encoders import package_version
+from .text_encoders import text_encoder as load_text_encoder
+
+__all__ = [
+    "MANIFEST_FORMAT",
+    "check_vectors",
+    "encode_items",
+    "file_sha256",
+    "read_item_texts",
+    "text_digest",
+    "vector_files",
+]
+
+log = logging.getLogger(__name__)
+
+MANIFEST_FORMAT = 1
+
+
+def read_item_texts(
+    item_file: Path, fields: Sequence[str], item_field: str = "item_id", separator: str = "\t"
+) -> dict[str, str]:
+    r"""Read the text of each item from a RecBole atomic `.item` file.
+
+    The file is split as RecBole splits it (UTF-8, `separator`, a column that starts with a double quote ends
+    at the next one), so both see the same items. No word stands for a missing value: "NA" is text.
+
+    Args:
+        item_file: the file; its first line is a header such as ``item_id:token\ttitle:token_seq``.
+        fields: columns that make the text, without their types.
+        item_field: column of the item tokens.
+        separator: one character between columns.
+
+    Returns:
+        Token -> text, in file order. A text is the non-empty values of `fields`, joined by ". ", with HTML
+        entities decoded and each run of white space made one blank. A warning counts empty texts.
+
+    Raises:
+        InputError: if the file or a field is missing, an item occurs twice, or a line cannot be read.
+    """
+    rows = _read_rows(item_file, separator)
+    _, header = next(rows, (1, []))
+    names = [column.partition(":")[0] for column in header]
+    if isinstance(fields, str) or not fields:
+        raise InputError(f"text_fields must be a non-empty list of columns of {item_file}, not {fields!r}")
+    missing = [field for field in (item_field, *fields) if field not in names]
+    if missing:
+        close = difflib.get_close_matches(missing[0], names, n=1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        raise InputError(
+            f"{item_file}: no column {missing[0]!r}{hint}; it has {', '.join(names) or 'none'}; "
+            "name existing columns in text_fields, or add the column"
+        )
+    token_column, text_columns = names.index(item_field), [names.index(field) for field in fields]
+
+    texts: dict[str, str] = {}
+    line_of: dict[str, int] = {}
+    for line, row in rows:
+        if len(row) > len(names):
+            raise InputError(
+                f"{item_file}, line {line}: {len(row)} columns, but the header has {len(names)}; "
+                "replace the separator inside a text by a blank"
+            )
+        token = row[token_column] if token_column < len(row) else ""
+        if not token:
+            raise InputError(f"{item_file}, line {line}: the item id is empty; remove the line or fill it in")
+        if token in texts:
+            raise InputError(
+                f"{item_file}, line {line}: item {token!r} was on line {line_of[token]} already; "
+                "keep one line per item"
+            )
+        values = (_clean(row[column]) for column in text_columns if column < len(row))
+        texts[token] = ". ".join(filter(None, values))
+        line_of[token] = line
+    if not texts:
+        raise InputError(f"{item_file}: no items, only a header; add one line per item")
+    empty = [token for token, text in texts.items() if not text]
+    if empty:
+        log.warning(
+            "%s: %d of %d items have no text in %s, for example %s",
+            item_file,
+            len(empty),
+            len(texts),
+            ", ".join(fields),
+            ", ".join(empty[:3]),
+        )
+    return texts
+
+
+def text_digest(texts: Mapping[str, str]) -> str:
+    """Return the sha256 (hex) over all items in the order of their tokens; whatever the order of `texts`."""
+    digest = hashlib.sha256()
+    for token in sorted(texts):
+        digest.update(f"{token}\0{texts[token]}\n".encode())
+    return digest.hexdigest()
+
+
+def vector_files(
+    folder: Path, dataset: str, text_encoder: str, text_fields: Sequence[str]
+) -> tuple[Path, Path]:
+    """Return the paths of the vectors (`.npy`) and of their manifest (`.json`) in `folder`.
+
+    The name is ``<dataset>-<text encoder>-<fields joined by +>``, each word with characters other than
+    ``A-Za-z0-9._-`` replaced, and told apart by a hash where that happened.
+    """
+    words = [_slug(dataset), _slug(text_encoder), "+".join(map(_slug, text_fields))]
+    stem = Path(folder) / "-".join(words)
+    return stem.with_name(stem.name + ".npy"), stem.with_name(stem.name + ".json")
+
+
+def encode_items(
+    item_file: Path,
+    folder: Path,
+    dataset: str,
+    *,
+    text_encoder: str = "minilm",
+    text_fields: Sequence[str] = ("title",),
+    item_field: str = "item_id",
+    batch_size: int = 64,
+    show_progress: bool = True,
+) -> Path:
+    """Encode the text of every item of `item_file` and write vectors and manifest into `folder`.
+
+    Both files are written under temporary names and moved into place, the manifest last. A run that breaks
+    off leaves either the old pair, or no manifest. The same input gives the same bytes in the `.npy`.
+
+    Args:
+        item_file: RecBole atomic `.item` file.
+        folder: where the two files go; made if absent.
+        dataset: name of the data set, the first word of the file names.
+        text_encoder: a word of `TEXT_ENCODERS`, a sentence-transformers name or a local folder.
+        text_fields: columns that make the text.
+        item_field: column of the item tokens.
+        batch_size: texts per forward pass.
+        show_progress: draw a progress bar.
+
+    Returns:
+        Path of the `.npy`: float32, shape (items in the file, D), rows in the order of the sorted tokens.
+
+    Raises:
+        InputError: if the file cannot be read (`read_item_texts`), the text encoder does not load, it gives
+            NaN, infinite or all-zero rows, or `folder` cannot be written.
+    """
+    if batch_size < 1:
+        raise InputError(f"batch_size must be at least 1, not {batch_size}")
+    texts = read_item_texts(item_file, text_fields, item_field)
+    npy, manifest_file = vector_files(folder, dataset, text_encoder, text_fields)
+    _make_folder(npy.parent)  # before the encoding, which may take hours
+
+    model = load_text_encoder(text_encoder)
+    items = sorted(texts)
+    vectors = np.ascontiguousarray(
+        model.encode([texts[item] for item in items], batch_size, show_progress), dtype=np.float32
+    )
+    if vectors.ndim != 2 or len(vectors) != len(items):
+        raise InputError(f"text_encoder {text_encoder!r} gave shape {vectors.shape} for {len(items)} texts")
+    check_vectors(vectors, items, f"text_encoder {text_encoder!r}", "use another text encoder")
+
+    manifest = {
+        "format": MANIFEST_FORMAT,
+        "dataset": dataset,
+        "n_items": len(items),
+        "width": vectors.shape[1],
+        "dtype": str(vectors.dtype),
+        "text_encoder": text_encoder,
+        "revision": model.revision,
+        "pooling": model.pooling,
+        "prompt": model.prompt,
+        "text_fields": list(text_fields),
+        "text_digest": text_digest(texts),
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "versions": {package: package_version(package) for package in ("numpy", *model.packages)},
+    }
+
+    def write_vectors(path: Path) -> None:
+        with path.open("wb") as file:
+            np.save(file, vectors, allow_pickle=False)
+        manifest["vectors_sha256"] = file_sha256(path)
+        manifest["items"] = items  # last: the rest stays readable at the top of the file
+        manifest_file.unlink(missing_ok=True)  # from here until the end there is no valid pair
+
+    def write_manifest(path: Path) -> None:
+        path.write_text(json.dumps(manifest, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+    _replace(npy, write_vectors)
+    _replace(manifest_file, write_manifest)
+    return npy
+
+
+def check_vectors(
+    vectors: NDArray[Any],
+    tokens: Sequence[str],
+    source: str,
+    remedy: str,
+    rows: NDArray[np.int64] | None = None,
+    block_rows: int = 16_384,
+) -> None:
+    """Refuse NaN, infinite and all-zero rows, as float32 sees them; reads block by block.
+
+    Args:
+        vectors: shape (n, D), an array or a memory map of any float type.
+        tokens: item token of each checked row.
+        source: what is checked, the first words of the message.
+        remedy: what to do, the last words of the message.
+        rows: rows to check, `tokens[i]` is the item of row `rows[i]`; default all n.
+        block_rows: rows held in memory at a time.
+
+    Raises:
+        InputError: with the count and up to 3 of the items, if there is such a row.
+    """
+    n_rows = len(vectors) if rows is None else len(rows)
+    for what, bad in _bad_rows(vectors, rows, n_rows, block_rows).items():
+        if bad:
+            examples = ", ".join(repr(str(tokens[i])) for i in bad[:3]) + (", ..." if len(bad) > 3 else "")
+            raise InputError(f"{source}: {len(bad)} of {n_rows} items have {what}: {examples}; {remedy}")
+
+
+def file_sha256(path: Path) -> str:
+    """Return the sha256 (hex) of a file, read in blocks."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _bad_rows(
+    vectors: NDArray[Any], rows: NDArray[np.int64] | None, n_rows: int, block_rows: int
+) -> dict[str, list[int]]:
+    not_finite: list[int] = []
+    zero: list[int] = []
+    for start in range(0, n_rows, block_rows):
+        stop = min(start + block_rows, n_rows)
+        with np.errstate(over="ignore"):  # a float64 beyond float32 becomes inf and is reported
+            block = np.asarray(vectors[start:stop] if rows is None else vectors[rows[start:stop]], np.float32)
+        not_finite += (start + np.flatnonzero(~np.isfinite(block).all(axis=1))).tolist()
+        zero += (start + np.flatnonzero(~block.any(axis=1))).tolist()
+    return {"a NaN or infinite value": not_finite, "an all-zero vector": zero}
+
+
+def _read_rows(item_file: Path, separator: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield (line number, columns) of each line that is not blank, the header first."""
+    item_file = Path(item_file)
+    if not item_file.is_file():
+        raise InputError(f"item file {item_file} does not exist; texts are read from a RecBole `.item` file")
+    with item_file.open(encoding="utf-8", newline="") as file:
+        reader = csv.reader(file, delimiter=separator)  # as pandas' python engine, which is strict besides
+        first = 1
+        try:
+            for row in reader:
+                if any(separator in value and "\n" in value for value in row):
+                    raise InputError(
+                        f"{item_file}, line {first}: a column opens with a double quote that swallows the "
+                        f"lines up to {reader.line_num}; remove the quote (RecBole stumbles over it, too)"
+                    )
+                if row:
+                    yield first, row
+                first = reader.line_num + 1
+        except csv.Error as error:
+            raise InputError(f"{item_file}, line {reader.line_num}: {error}; shorten or repair it") from error
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"{item_file}, after line {reader.line_num}: not UTF-8: {error}; convert it"
+            ) from error
+
+
+def _clean(value: str) -> str:
+    return " ".join(html.unescape(value).split())
+
+
+def _slug(word: str, longest: int = 80) -> str:
+    slug = re.sub(r"[^A-Za-z0-9._-]", "_", word)
+    if slug == word and len(word) <= longest:
+        return word
+    return f"{slug[-longest:]}-{hashlib.sha256(word.encode()).hexdigest()[:8]}"
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the folder {folder}: {error}; choose one you can write") from error
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"cannot write into the folder {folder}; choose one you can write")
+
+
+def _replace(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary file beside `path`, then move it there in one step."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        os.replace(temporary, path)  # noqa: PTH105 - one name to patch in the crash test
+    finally:
+        temporary.unlink(missing_ok=True)

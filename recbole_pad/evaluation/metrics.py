@@ -1,0 +1,69 @@
+"""Hit, NDCG and MRR at k from the rank of one target per user, over all users or by group of items."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+KS = (5, 10, 20)
+
+
+def metrics(ranks: NDArray[np.floating], ks: Sequence[int] = KS) -> dict[str, float]:
+    """Mean metrics over the rows, under RecBole's names.
+
+    hit@k: share of ranks <= k. ndcg@k: mean of 1/log2(rank + 1) where rank <= k, else 0. mrr@k: mean of
+    1/rank where rank <= k, else 0. Ranks need not be whole: a tie adds half a place.
+
+    Args:
+        ranks: 1-based, shape (n,), may be infinite (a sure miss).
+        ks: list lengths, each >= 1.
+
+    Returns:
+        {"hit@5": ..., "ndcg@5": ..., "mrr@5": ..., ...} as plain floats in [0, 1], not rounded; {} if there
+        is no row.
+
+    Raises:
+        ValueError: a rank below 1 or NaN, or not 1-D.
+    """
+    ranks = np.asarray(ranks, dtype=np.float64)
+    if ranks.ndim != 1 or not (ranks >= 1).all():
+        raise ValueError(f"ranks must be numbers >= 1, shape (n,); got shape {ranks.shape}")
+    if not len(ranks):
+        return {}
+    gains = {"hit": np.ones_like(ranks), "ndcg": 1 / np.log2(ranks + 1), "mrr": 1 / ranks}
+    return {
+        f"{name}@{k}": float(np.mean(np.where(ranks <= k, gain, 0.0)))
+        for k in ks
+        for name, gain in gains.items()
+    }
+
+
+def grouped_metrics(
+    ranks: NDArray[np.floating], groups: NDArray[np.integer], names: Sequence[str], ks: Sequence[int] = KS
+) -> dict[str, dict[str, int | float]]:
+    """Metrics of each group, averaged over the rows whose target falls into it.
+
+    Args:
+        ranks: shape (n,).
+        groups: index into `names` for each row, shape (n,), for example `frequency_group(counts[target])`.
+        names: the groups, all of which appear in the answer.
+        ks: list lengths.
+
+    Returns:
+        {name: {"n": rows, "hit@5": ..., ...}}; a group without rows has only {"n": 0}.
+
+    Raises:
+        ValueError: shapes that differ or an index outside `names`.
+    """
+    ranks, groups = np.asarray(ranks, dtype=np.float64), np.asarray(groups)
+    if ranks.shape != groups.shape:
+        raise ValueError(f"ranks and groups differ in shape: {ranks.shape} and {groups.shape}")
+    if ((groups < 0) | (groups >= len(names))).any():
+        raise ValueError(f"groups must be indices below {len(names)} into {list(names)}")
+    result: dict[str, dict[str, int | float]] = {}
+    for index, name in enumerate(names):
+        own = ranks[groups == index]
+        result[name] = {"n": len(own), **metrics(own, ks)}
+    return result

@@ -1,0 +1,120 @@
+"""Recommendation losses on scores: which positions and which negatives is the caller's business."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from recbole_pad.nn.kernels import at_least_float32
+
+
+def bce(pos_score: Tensor, neg_score: Tensor) -> Tensor:
+    """Binary cross entropy with separate means: mean[-log sigma(s+)] + mean[-log(1 - sigma(s-))].
+
+    Args:
+        pos_score: scores of the targets, shape (M,), M >= 1.
+        neg_score: scores of the K negatives of each, shape (M, K), K >= 1. More negatives do not weigh more.
+
+    Returns:
+        A scalar >= 0, float32 or wider; 2 log 2 when every score is 0.
+
+    Raises:
+        ValueError: shapes that do not fit or are empty.
+
+    Source: PAD, L_REC; Kang and McAuley 2018 (SASRec).
+    """
+    _check_negatives(pos_score, neg_score)
+    return F.softplus(-at_least_float32(pos_score)).mean() + F.softplus(at_least_float32(neg_score)).mean()
+
+
+def softmax_ce(scores: Tensor, target: Tensor, allowed: Tensor | None = None) -> Tensor:
+    """Mean cross entropy of the target against every allowed item.
+
+    Args:
+        scores: shape (M, V), M >= 1.
+        target: item of each row, shape (M,), int64.
+        allowed: True for the items in the softmax, shape (V,), bool; None means all. A row's own target
+            counts as allowed in that row.
+
+    Returns:
+        A scalar >= 0, float32 or wider.
+
+    Raises:
+        ValueError: shapes that do not fit or are empty.
+    """
+    if scores.dim() != 2 or target.shape != scores.shape[:1] or not len(target):
+        raise ValueError(
+            f"expected scores (M, V) and target (M,), got {tuple(scores.shape)} and {tuple(target.shape)}"
+        )
+    logits = at_least_float32(scores)
+    if allowed is not None:
+        if allowed.shape != scores.shape[1:]:
+            raise ValueError(f"allowed must have shape ({scores.shape[1]},), got {tuple(allowed.shape)}")
+        own = target.unsqueeze(1)
+        logits = logits.masked_fill(~allowed, -math.inf).scatter_(1, own, logits.gather(1, own))
+    return F.cross_entropy(logits, target)
+
+
+def sampled_softmax(
+    pos_score: Tensor,
+    neg_score: Tensor,
+    neg_is_target: Tensor,
+    log_expected_count: Tensor | None = None,
+    pos_log_expected: Tensor | None = None,
+) -> Tensor:
+    """Mean cross entropy of the target against K sampled negatives, logQ-corrected where that is given.
+
+    Subtracting the log of how often the sampler is expected to draw an item makes the sampled softmax
+    approach the full one; without it, popular items are pushed down when the sampler prefers them.
+
+    Args:
+        pos_score: scores of the targets, shape (M,), M >= 1.
+        neg_score: scores of the negatives, shape (M, K), K >= 1.
+        neg_is_target: True where a sampled negative IS the row's target (accidental hit), shape (M, K), bool;
+            such a negative is left out. A row whose negatives are all hits has loss 0.
+        log_expected_count: log of the expected number of draws of each negative, shape (M, K); None: no
+            correction.
+        pos_log_expected: the same for the target, shape (M,); None: no correction. Give both or neither,
+            unless the one-sided variant is wanted.
+
+    Returns:
+        A scalar >= 0, float32 or wider.
+
+    Raises:
+        ValueError: shapes that do not fit or are empty.
+
+    Source: Bengio and Senecal 2008, IEEE TNN 19(4); Yi et al. 2019, RecSys (sampling-bias correction).
+    """
+    _check_negatives(pos_score, neg_score)
+    _check_shape("neg_is_target", neg_is_target, neg_score)
+    pos, neg = at_least_float32(pos_score), at_least_float32(neg_score)
+    if log_expected_count is not None:
+        _check_shape("log_expected_count", log_expected_count, neg_score)
+        neg = neg - log_expected_count
+    if pos_log_expected is not None:
+        _check_shape("pos_log_expected", pos_log_expected, pos_score)
+        pos = pos - pos_log_expected
+    logits = torch.cat([pos.unsqueeze(1), neg.masked_fill(neg_is_target, -math.inf)], dim=1)
+    return F.cross_entropy(logits, torch.zeros(len(pos), dtype=torch.long, device=pos.device))
+
+
+def _check_shape(name: str, values: Tensor, like: Tensor) -> None:
+    if values.shape != like.shape:
+        raise ValueError(f"{name} must have shape {tuple(like.shape)}, got {tuple(values.shape)}")
+
+
+def _check_negatives(pos_score: Tensor, neg_score: Tensor) -> None:
+    fits = pos_score.dim() == 1 and neg_score.dim() == 2 and len(pos_score) == len(neg_score)
+    if not fits or not neg_score.numel():
+        raise ValueError(
+            f"expected pos_score (M,) and neg_score (M, K), not empty; "
+            f"got {tuple(pos_score.shape)} and {tuple(neg_score.shape)}"
+        )
+
+
+LOSSES: dict[str, Callable[..., Tensor]] = {"ce": softmax_ce, "bce": bce, "sampled_softmax": sampled_softmax}
+"""The losses by config word. Their arguments differ: `ce` needs all scores, the others only samples."""

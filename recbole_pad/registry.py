@@ -1,0 +1,33 @@
+"""The one resolver: a config word selects an entry of a table."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import TypeVar
+
+from recbole_pad.errors import InputError
+
+T = TypeVar("T")
+
+
+def nearest(word: str, known: list[str], cutoff: float = 0.6) -> str:
+    """Return `` (did you mean 'x'?)`` for the known word nearest to `word`, or an empty string."""
+    close = difflib.get_close_matches(str(word), known, n=1, cutoff=cutoff)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def pick(table: Mapping[str, T], key: str, what: str) -> T:
+    """Return ``table[key]``.
+
+    Args:
+        table: the entries, by the word that selects them.
+        key: the word from the config.
+        what: the config key, for the message.
+
+    Raises:
+        InputError: if `key` is not in the table; the message lists the allowed words.
+    """
+    if key in table:
+        return table[key]
+    raise InputError(f"{what}: {key!r} is not known{nearest(key, list(table))}; choose one of {', '.join(table)}")

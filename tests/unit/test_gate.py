@@ -1,0 +1,102 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recbole_pad.errors import InputError
+from recbole_pad.nn.gate import GATE_NORMS, FrequencyGate
+
+EXPERTS = ("rec", "align", "llm")
+PUBLISHED = {"rec": (1, 0), "align": (-4, -5), "llm": (0, 1)}
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    logits=st.lists(st.floats(-300, 300, width=32), min_size=1, max_size=5),
+    norm=st.sampled_from(sorted(GATE_NORMS)),
+)
+def test_gate_weights_of_an_item_lie_between_0_and_1_and_sum_to_1(logits: list[float], norm: str):
+    weights = GATE_NORMS[norm](torch.tensor(logits))
+    assert weights.sum().item() == pytest.approx(1, abs=1e-5)
+    assert ((weights >= 0) & (weights <= 1)).all()
+
+
+def test_gate_norms_by_the_formula():
+    logits = [1.0, -4.0, 0.3]
+    sigmoid = [1 / (1 + math.exp(-a)) for a in logits]
+    exp = [math.exp(a) for a in logits]
+    as_tensor = torch.tensor([logits, logits], dtype=torch.float64)
+    for norm, raw in (("sigmoid", sigmoid), ("softmax", exp)):
+        weights = GATE_NORMS[norm](as_tensor)
+        assert weights.shape == (2, 3)
+        assert weights[1].tolist() == pytest.approx([value / sum(raw) for value in raw])
+
+
+def test_published_start_runs_linearly_over_the_bins():
+    gate = FrequencyGate(11, EXPERTS, "sigmoid", PUBLISHED)
+    assert gate.logits.shape == (12, 3)
+    assert gate.logits.dtype == torch.float32
+    for q in range(11):
+        step = q / 10
+        assert gate.logits[q + 1].tolist() == pytest.approx([1 - step, -4 - step, step], abs=1e-6)
+
+
+def test_published_start_gives_the_aligned_expert_about_one_percent():
+    share = FrequencyGate(10, EXPERTS, "sigmoid", PUBLISHED)(torch.arange(1, 11))[:, 1]
+    assert 0.004 < share.min() < share.max() < 0.015
+
+
+def test_equal_start_gives_every_expert_the_same_weight():
+    for norm in GATE_NORMS:
+        weights = FrequencyGate(4, EXPERTS, norm, "equal")(torch.arange(5))
+        assert torch.allclose(weights, torch.full((5, 3), 1 / 3))
+
+
+def test_gate_looks_at_the_bin_alone_and_keeps_the_shape():
+    gate = FrequencyGate(5, EXPERTS, "sigmoid", PUBLISHED)
+    bins = torch.tensor([[1, 5], [5, 2]])
+    weights = gate(bins)
+    assert weights.shape == (2, 2, 3)
+    assert torch.equal(weights[0, 1], weights[1, 0])
+    assert not torch.allclose(weights[0, 0], weights[1, 1])
+
+
+def test_an_expert_left_out_needs_no_other_change():
+    gate = FrequencyGate(3, ["llm", "rec"], "softmax", PUBLISHED)
+    assert gate.logits[1].tolist() == [0.0, 1.0]
+
+
+def test_padding_row_stays_zero_while_training():
+    gate = FrequencyGate(3, EXPERTS, "sigmoid", PUBLISHED)
+    optimizer = torch.optim.AdamW(gate.parameters(), lr=0.1, weight_decay=0.1)
+    before = gate.logits.detach().clone()
+    gate(torch.tensor([0, 0, 2]))[:, 0].sum().backward()
+    optimizer.step()
+    assert (gate.logits[0] == 0).all()
+    assert (gate.logits[2] != before[2]).all()
+
+
+@pytest.mark.parametrize("norm", GATE_NORMS)
+def test_gate_has_the_right_gradient(norm: str):
+    gate = FrequencyGate(3, EXPERTS, norm, PUBLISHED).double()
+    bins = torch.tensor([1, 3, 3, 2])
+
+    def weights(logits: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(gate, {"logits": logits}, (bins,))
+
+    assert torch.autograd.gradcheck(weights, (gate.logits.detach().requires_grad_(),))
+
+
+def test_bad_settings_are_refused():
+    with pytest.raises(InputError, match="'llm'"):
+        FrequencyGate(3, EXPERTS, "sigmoid", {"rec": (1, 0), "align": (0, 0)})
+    with pytest.raises(InputError, match="two numbers"):
+        FrequencyGate(3, ["rec"], "sigmoid", {"rec": (1, 0, 3)})
+    with pytest.raises(InputError, match="gate_norm"):
+        FrequencyGate(3, EXPERTS, "sigmoids", PUBLISHED)
+    with pytest.raises(InputError, match="gate_start"):
+        FrequencyGate(3, EXPERTS, "sigmoid", "equals")
+    with pytest.raises(InputError, match="at least one"):
+        FrequencyGate(0, EXPERTS, "sigmoid", "equal")
