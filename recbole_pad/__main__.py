@@ -1,0 +1,138 @@
+"""Commands: `recbole-pad run | encode | quickstart`, and `run_recbole` with the flags of RecBole's own script."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from recbole_pad.dataset_prep.errors import InputError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command `recbole-pad`; returns its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(
+        prog="recbole-pad", description="PAD: LLM-enhanced sequential recommendation inside RecBole."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (add, handler, text) in _COMMANDS.items():
+        command = commands.add_parser(name, help=text, description=text)
+        add(command)
+        command.set_defaults(handler=handler)
+    known, settings = parser.parse_known_args(arguments)
+    return _guarded(known.handler, known, settings)
+
+
+def run_recbole_main() -> int:
+    """The command `run_recbole`: `recbole-pad run` under RecBole's name."""
+    return main(["run", *sys.argv[1:]])
+
+
+def _guarded(handler: Callable[[argparse.Namespace, list[str]], int], known: argparse.Namespace, settings: list[str]) -> int:
+    try:
+        for setting in settings:
+            if not setting.startswith("--") or setting.count("=") != 1:
+                raise InputError(f"argument {setting!r} is not understood; settings are written --key=value")
+        # every RecBole Config reads sys.argv: leave it the settings only
+        sys.argv = [sys.argv[0], *settings]
+        return handler(known, settings)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", "-m", default="PAD", help="PAD or any RecBole model (default: PAD)")
+    parser.add_argument("--dataset", "-d", default="ml-100k", help="dataset name (default: ml-100k)")
+    parser.add_argument("--config_files", default=None, help="yaml files, separated by spaces")
+    parser.add_argument("--nproc", type=int, default=1, help="processes on this machine")
+    parser.add_argument("--ip", default="localhost", help="address of the first machine")
+    parser.add_argument("--port", default="5678", help="port of the first machine")
+    parser.add_argument("--world_size", type=int, default=-1, help="processes on all machines")
+    parser.add_argument("--group_offset", type=int, default=0, help="rank of this machine's first process")
+    parser.epilog = "Any setting of RecBole or PAD: --key=value, for example --backbone=GRU4Rec --align.mmd_weight=0.1"
+
+
+def _run(known: argparse.Namespace, settings: list[str]) -> int:
+    from recbole_pad.evaluation.table import result_table
+    from recbole_pad.quick_start import run
+
+    files = known.config_files.split() if known.config_files else None
+    result = run(
+        known.model,
+        known.dataset,
+        files,
+        nproc=known.nproc,
+        world_size=known.world_size,
+        ip=known.ip,
+        port=known.port,
+        group_offset=known.group_offset,
+    )
+    if result is not None:
+        print(result_table([result["report"]]))
+        if result["run_folder"]:
+            print(f"run folder: {result['run_folder']}")
+    return 0
+
+
+def _add_encode(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dataset", "-d", required=True, help="dataset name")
+    parser.add_argument("--data_path", default=None, help="folder that holds the dataset's folder")
+    parser.add_argument("--text_encoder", default=None, help="minilm, tfidf, or a sentence-transformers model or folder")
+    parser.add_argument("--text_fields", default=None, help="columns of the .item file, separated by commas")
+    parser.add_argument("--text_vectors_dir", default=None, help="where vectors are written (default: text_vectors)")
+    parser.add_argument("--item_field", default="item_id", help="column of the item ids (default: item_id)")
+    parser.add_argument("--batch_size", type=int, default=64, help="texts per forward pass")
+
+
+def _encode(known: argparse.Namespace, settings: list[str]) -> int:
+    from recbole_pad.config import properties
+    from recbole_pad.dataset_prep.encode_text import encode_items
+
+    if settings:
+        raise InputError(f"encode does not know {' '.join(settings)}; see recbole-pad encode --help")
+    defaults: dict[str, Any] = {**properties("model", "PAD.yaml"), **properties("dataset", f"{known.dataset}.yaml")}
+    fields = [name.strip() for name in known.text_fields.strip("[]").split(",")] if known.text_fields else defaults["text_fields"]
+    path = encode_items(
+        _dataset_folder(known.dataset, known.data_path) / f"{known.dataset}.item",
+        Path(known.text_vectors_dir or defaults["text_vectors_dir"]),
+        known.dataset,
+        text_encoder=known.text_encoder or defaults["text_encoder"],
+        text_fields=fields,
+        item_field=known.item_field,
+        batch_size=known.batch_size,
+    )
+    print(f"text vectors: {path}\nmanifest: {path.with_suffix('.json')}")
+    return 0
+
+
+def _dataset_folder(dataset: str, data_path: str | None) -> Path:
+    """Where RecBole looks for a dataset: ml-100k inside its own package, others below data_path."""
+    if dataset == "ml-100k" and data_path is None:
+        import recbole
+
+        return Path(recbole.__file__).parent / "dataset_example" / dataset
+    return Path(data_path or "dataset") / dataset
+
+
+def _no_flags(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = "Any setting of RecBole or PAD: --key=value"
+
+
+def _quickstart(known: argparse.Namespace, settings: list[str]) -> int:
+    from recbole_pad.quickstart import quickstart
+
+    return quickstart()
+
+
+_COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace, list[str]], int], str]] = {
+    "run": (_add_run, _run, "train and evaluate PAD or any RecBole model"),
+    "encode": (_add_encode, _encode, "make text vectors of a dataset's items"),
+    "quickstart": (_no_flags, _quickstart, "PAD against SASRec on ml-100k, in minutes"),
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,176 @@
+"""Files of a run: written whole or not at all, read without unpickling, and found again by fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import recbole_pad
+from recbole_pad.config import FIRST_READ_IN, PADConfig, phase_view
+from recbole_pad.errors import InputError
+from recbole_pad.phases import PHASES
+
+FORMAT = "recbole_pad checkpoint 1"
+
+# Keys that change where and how a run happens, but not its numbers.
+_NOT_FINGERPRINTED = set(
+    "gpu_id use_gpu worker state data_path checkpoint_dir show_progress save_dataset dataset_save_path save_dataloaders "
+    "dataloaders_save_path log_wandb wandb_project config_files config_file resume init_checkpoint phase_cache phases "
+    "text_vectors_dir local_rank nproc ip port offset single_spec device url metric_decimal_place loss_decimal_place "
+    "eval_batch_size metrics topk text_encoder text_fields experts".split()
+)
+
+
+def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary file beside `path`, then rename it: `path` is whole or not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    os.close(handle)
+    try:
+        write(Path(name))
+        os.replace(name, path)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON, whole or not at all; NaN is refused."""
+    text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
+    write_whole(path, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))
+
+
+def save(path: Path, content: dict[str, Any]) -> None:
+    """Save tensors and plain values, whole or not at all, so that `load` can read them without unpickling."""
+    write_whole(path, lambda temporary: torch.save({"format": FORMAT, **content}, temporary))
+
+
+def load(path: Path, device: Any = "cpu") -> dict[str, Any]:
+    """Read a file that `save` wrote.
+
+    Raises:
+        InputError: if the file is missing, truncated, or not one of ours.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such checkpoint; give a file that a run of PAD wrote (pretrain.pth, align.pth, ...)")
+    try:
+        content = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # torch raises half a dozen types for a damaged or a foreign file
+        raise InputError(
+            f"{path}: cannot be read as a checkpoint of recbole-pad ({type(error).__name__}): it is truncated or was "
+            "written by another program; delete it and train again, or name another file"
+        ) from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise InputError(
+            f"{path}: is not a checkpoint of a PAD phase (format {FORMAT!r}); name a file such as "
+            "<run folder>/pretrain.pth. RecBole's own checkpoints are read by load_data_and_model"
+        )
+    return content
+
+
+def fingerprint(config: Any, dataset: Any, phase: str) -> str:
+    """A name for everything that determines the weights at the end of a phase: data, texts, settings, seed, version.
+
+    Settings that only later phases read are left out, so variants share equal phases.
+
+    Args:
+        config: RecBole's config.
+        dataset: the training split of `PADDataset`.
+        phase: the phase; the earlier ones of config key `phases` count too.
+    """
+    settings = PADConfig.read(config)
+    phases = settings.phases[: settings.phases.index(phase) + 1]
+    later = list(PHASES)[list(PHASES).index(phase) + 1 :]
+    unread = _NOT_FINGERPRINTED | {key for name in later for key in FIRST_READ_IN.get(name, ())}
+    content = {
+        "version": recbole_pad.__version__,
+        "phases": phases,
+        "data": dataset.histories.digest(),
+        "counts": hashlib.sha256(dataset.train_counts.tobytes()).hexdigest(),
+        "settings": {name: _settings_of(phase_view(config, name), unread) for name in phases},
+    }
+    if any(set(PHASES[name].members(settings.experts)) - {"rec"} for name in phases):
+        content["text"] = dataset.text_table.fingerprint
+    if phase == "finetune":
+        content["experts"] = settings.experts
+    if config["init_checkpoint"]:
+        content["init"] = file_digest(Path(config["init_checkpoint"]))
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _settings_of(config: Any, unread: set[str]) -> dict[str, str]:
+    return {
+        key: repr(value)
+        for key, value in sorted(config.final_config_dict.items())
+        if key not in unread and "." not in key and not isinstance(value, type)
+    }
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file.
+
+    Raises:
+        InputError: if there is no such file.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class RunFolder:
+    """The folder of one run: ``<checkpoint_dir>/<model>-<dataset>-<time>-<name>``.
+
+    Attributes:
+        path: the folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, config: Any, name: str) -> RunFolder:
+        """A new, empty folder that no other run has; `name` is what `find` looks for."""
+        parent = Path(config["checkpoint_dir"])
+        stem = f"{config['model']}-{config['dataset']}-{datetime.now(timezone.utc):%Y%m%dT%H%M%S}"
+        for number in range(1, 10_000):
+            path = parent / (f"{stem}-{name}" if number == 1 else f"{stem}.{number}-{name}")
+            try:
+                path.mkdir(parents=True)
+            except FileExistsError:
+                continue
+            return cls(path)
+        raise InputError(f"{parent}: 10,000 runs started in this second; set another checkpoint_dir")
+
+    @classmethod
+    def find(cls, config: Any, name: str) -> RunFolder | None:
+        """The newest run of these settings, if there is one."""
+        pattern = f"{config['model']}-{config['dataset']}-*-{name}"
+        found = sorted(Path(config["checkpoint_dir"]).glob(pattern), key=lambda path: path.stat().st_mtime)
+        return cls(found[-1]) if found else None
+
+    def phase_file(self, phase: str) -> Path:
+        """Best weights of a phase."""
+        return self.path / f"{phase}.pth"
+
+    @property
+    def last_file(self) -> Path:
+        """State at the start of the epoch under way, to continue a killed run from."""
+        return self.path / "last.pth"
+
+    @property
+    def model_file(self) -> Path:
+        """The final model as a RecBole checkpoint, for `load_data_and_model`."""
+        return self.path / "model.pth"
+
+    @property
+    def result_file(self) -> Path:
+        """The result of the run."""
+        return self.path / "result.json"

@@ -1,0 +1,263 @@
+"""RecBole's config is read here and nowhere else: settings files, unknown keys, typed values, phase overrides."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import recbole
+import yaml
+from recbole.utils import ModelType
+
+from recbole_pad.backbones import backbone_spec
+from recbole_pad.errors import InputError
+from recbole_pad.nn.adapter import ACTIVATIONS, FUSIONS
+from recbole_pad.nn.gate import GATE_NORMS
+from recbole_pad.nn.kernels import KERNELS
+from recbole_pad.nn.losses import LOSSES
+from recbole_pad.nn.mmd import ALIGN_LOSSES
+from recbole_pad.registry import nearest, pick
+
+PROGRAMS = ("run_recbole", "recbole-pad", "__main__.py")
+_RECBOLE_PROPERTIES = Path(recbole.__file__).parent / "properties"
+_LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam")
+_RUN_KEYS = (  # keys that RecBole or its commands read but give no default
+    "model dataset config_files nproc world_size ip port group_offset offset local_rank wandb_project single_spec "
+    "additional_feat_suffix numerical_features discretization url benchmark_filename protocol resume embedding_size"
+).split()
+
+
+@dataclass(frozen=True)
+class PADConfig:
+    """All settings of PAD, checked. Meaning, range and source of each: properties/model/PAD.yaml."""
+
+    backbone: str
+    phases: list[str]
+    experts: list[str]
+    train_rows: str
+    train_windows: str
+    positions: str
+    bucket_by_length: bool
+    text_encoder: str
+    text_fields: list[str]
+    text_vectors_dir: str
+    text_transform: str
+    adapter_layers: int
+    adapter_activation: str
+    adapter_dropout: float
+    adapter_init: str
+    fusion: str
+    fusion_activation: str
+    fusion_dropout: float
+    fusion_init: str
+    loss: str
+    n_negatives: int
+    negatives: str
+    negative_sampling: str
+    unseen_items: str
+    id_dropout: float
+    align_loss: str
+    mmd_weight: float
+    mmd_rows: str
+    mmd_kernel: str
+    mmd_bandwidths: list[float]
+    infonce_temperature: float
+    n_bins: int
+    gate_norm: str
+    gate_start: Any
+    gate_learning_rate: float
+    content_match: bool
+    content_decay: float
+    content_items: int
+    gate_fit: str
+    learner: str
+    learning_rate: float
+    weight_decay: float
+    epochs: int
+    stopping_step: int
+    seed: int
+
+    @classmethod
+    def read(cls, config: Mapping[str, Any]) -> PADConfig:
+        """Read and check the settings.
+
+        Args:
+            config: RecBole's config, or the view of it that `phase_view` gives.
+
+        Raises:
+            InputError: for a missing key, an unknown word or a value out of range, naming the key.
+        """
+        missing = [field.name for field in fields(cls) if config[field.name] is None]
+        if missing:
+            raise InputError(f"config keys missing or null: {', '.join(missing)}; defaults: properties/model/PAD.yaml")
+        values = {field.name: config[field.name] for field in fields(cls)}
+        for key in ("phases", "experts", "text_fields", "mmd_bandwidths"):
+            values[key] = list(values[key]) if isinstance(values[key], (list, tuple)) else [values[key]]
+        values["text_transform"] = str(values["text_transform"])
+        settings = cls(**values)
+        settings._check()
+        return settings
+
+    def _check(self) -> None:
+        backbone_spec(self.backbone)
+        for key, table in _WORDS.items():
+            chosen = getattr(self, key)
+            for word in chosen if isinstance(chosen, list) else [chosen]:
+                pick(dict.fromkeys(table), word, key)
+        for key, (low, high) in _RANGES.items():
+            value = getattr(self, key)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+                raise InputError(f"{key}: {value!r} is not a number in [{low}, {high}]")
+        for key in ("phases", "experts"):
+            chosen = getattr(self, key)
+            if not chosen or len(set(chosen)) != len(chosen):
+                raise InputError(f"{key}: {chosen} must name at least one entry, each once")
+        order = [name for name in _WORDS["phases"] if name in self.phases]
+        if self.phases != order:
+            raise InputError(f"phases: {self.phases} must keep the order {order}")
+
+
+_WORDS: dict[str, tuple[str, ...]] = {
+    "phases": ("pretrain", "align", "finetune"),
+    "experts": ("rec", "align", "llm"),
+    "train_rows": ("auto", "sequences", "prefixes"),
+    "train_windows": ("last", "all"),
+    "positions": ("auto", "recency", "absolute"),
+    "adapter_activation": tuple(ACTIVATIONS),
+    "adapter_init": ("matched", "xavier"),
+    "fusion": tuple(FUSIONS),
+    "fusion_activation": tuple(ACTIVATIONS),
+    "fusion_init": ("sum", "xavier"),
+    "loss": tuple(LOSSES),
+    "negatives": ("seen", "all"),
+    "negative_sampling": ("uniform", "popularity"),
+    "unseen_items": ("mean", "raw"),
+    "align_loss": tuple(ALIGN_LOSSES),
+    "mmd_rows": ("unique", "all"),
+    "mmd_kernel": tuple(KERNELS),
+    "gate_norm": tuple(GATE_NORMS),
+    "gate_fit": ("train", "valid"),
+    "learner": _LEARNERS,
+}
+_RANGES: dict[str, tuple[float, float]] = {
+    "adapter_layers": (0, 64),
+    "adapter_dropout": (0, 0.99),
+    "fusion_dropout": (0, 0.99),
+    "n_negatives": (1, 100_000),
+    "id_dropout": (0, 0.99),
+    "mmd_weight": (0, 1e6),
+    "infonce_temperature": (1e-4, 100),
+    "n_bins": (1, 10_000),
+    "gate_learning_rate": (0, 10),
+    "content_decay": (0, 1),
+    "content_items": (1, 10_000),
+    "learning_rate": (0, 10),
+    "weight_decay": (0, 10),
+    "epochs": (0, 1_000_000),
+    "stopping_step": (0, 1_000_000),
+}
+# Keys that may differ by phase, written `<phase>.<key>`: the ones a phase reads while it trains.
+PHASE_KEYS = (
+    "learner learning_rate weight_decay epochs stopping_step eval_step clip_grad_norm train_batch_size loss n_negatives "
+    "negatives negative_sampling id_dropout align_loss mmd_weight mmd_rows mmd_kernel mmd_bandwidths "
+    "infonce_temperature gate_learning_rate enable_amp"
+).split()
+# Keys that no earlier phase reads, so that changing them leaves earlier phases as they are (see `checkpoint`).
+FIRST_READ_IN = {
+    "align": (
+        "text_encoder text_fields text_transform adapter_layers adapter_activation adapter_dropout adapter_init fusion "
+        "fusion_activation fusion_dropout fusion_init id_dropout align_loss mmd_weight mmd_rows mmd_kernel mmd_bandwidths "
+        "infonce_temperature"
+    ).split(),
+    "finetune": (
+        "experts n_bins gate_norm gate_start gate_learning_rate gate_fit content_match content_decay content_items"
+    ).split(),
+}
+
+
+def phase_view(config: Any, phase: str) -> Any:
+    """A copy of RecBole's config in which `<phase>.<key>` has replaced `<key>`."""
+    view = copy.copy(config)
+    view.final_config_dict = dict(config.final_config_dict)
+    prefix = f"{phase}."
+    for key, value in config.final_config_dict.items():
+        if key.startswith(prefix):
+            view.final_config_dict[key[len(prefix) :]] = value
+    return view
+
+
+def properties(*parts: str) -> dict[str, Any]:
+    """The content of one of our property files, or an empty dict if there is none of that name."""
+    file = resources.files("recbole_pad.properties").joinpath(*parts)
+    return yaml.safe_load(file.read_text(encoding="utf-8")) or {} if file.is_file() else {}
+
+
+def property_names(folder: str) -> list[str]:
+    """Names (without suffix) of our property files in a folder."""
+    return sorted(
+        entry.name.removesuffix(".yaml")
+        for entry in resources.files("recbole_pad.properties").joinpath(folder).iterdir()
+        if entry.name.endswith(".yaml")
+    )
+
+
+def add_plugin_settings(config: Any, model: str, model_class: Any, dataset: str) -> None:
+    """Lay our property files over RecBole's defaults, then refuse keys that nobody reads.
+
+    Order, later wins: RecBole's files, the backbone's file, `protocol/<protocol>.yaml`, `model/<model>.yaml`,
+    `dataset/<dataset>.yaml`; the user's files, dict and command line win over all of them. For a model that is not
+    ours nothing changes unless the key `protocol` is set.
+
+    Raises:
+        InputError: for an unknown backbone, protocol or key.
+    """
+    internal, external = config.internal_config_dict, config.external_config_dict
+    ours = properties("model", f"{model}.yaml")
+    protocol = external.get("protocol", "pad" if ours else None)
+    if ours:
+        backbone = external.get("backbone", ours["backbone"])
+        backbone_spec(backbone)
+        config._update_internal_config_dict(str(_RECBOLE_PROPERTIES / "model" / f"{backbone}.yaml"))
+    if protocol and _ranks_all_items(internal):
+        pick(dict.fromkeys(property_names("protocol")), protocol, "protocol")
+        internal.update(properties("protocol", f"{protocol}.yaml"))
+    internal.update(ours)
+    if protocol:
+        internal.update(properties("dataset", f"{dataset}.yaml"))
+        _load_time_column(internal)
+    _check_keys(config, ours)
+
+
+def _ranks_all_items(internal: Mapping[str, Any]) -> bool:
+    eval_args = internal.get("eval_args") or {}
+    return internal["MODEL_TYPE"] == ModelType.SEQUENTIAL and eval_args.get("mode", "full") == "full"
+
+
+def _load_time_column(internal: dict[str, Any]) -> None:
+    """RecBole's default for an unknown dataset loads users and items only, on which no sequential model can run."""
+    columns = (internal.get("load_col") or {}).get("inter")
+    if internal["MODEL_TYPE"] == ModelType.SEQUENTIAL and columns == ["user_id", "item_id"]:
+        internal["load_col"] = {**internal["load_col"], "inter": [*columns, internal["TIME_FIELD"]]}
+
+
+def _check_keys(config: Any, ours: Mapping[str, Any]) -> None:
+    known = {*config.internal_config_dict, *_RUN_KEYS, *(key for keys in config.parameters.values() for key in keys)}
+    pad_keys = {*properties("model", "PAD.yaml"), *properties("protocol", "pad.yaml")}
+    known |= {f"{phase}.{key}" for phase in _WORDS["phases"] for key in PHASE_KEYS} if ours else pad_keys
+    if ours and "loss_type" in config.external_config_dict:
+        raise InputError("loss_type: PAD's loss is set by the key `loss` (ce, bce, sampled_softmax); remove loss_type")
+    ours_on_command_line = Path(sys.argv[0]).name in PROGRAMS
+    for key in config.external_config_dict:
+        if key in known:
+            continue
+        near = nearest(key, sorted(known), cutoff=0.75)
+        on_command_line = key in config.cmd_config_dict
+        if (ours and (ours_on_command_line or not on_command_line)) or nearest(key, sorted(pad_keys), cutoff=0.85):
+            raise InputError(f"unknown config key {key!r}{near}; keys of PAD: properties/model/PAD.yaml")
+        logging.getLogger().warning("config key %r is not known to RecBole or PAD%s", key, near)

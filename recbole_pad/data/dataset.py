@@ -1,0 +1,117 @@
+"""PADDataset: RecBole's sequential dataset with all-position training rows, train counts, bins and text vectors."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from recbole.data.dataset import SequentialDataset
+from recbole.data.interaction import Interaction
+
+from recbole_pad.config import PADConfig
+from recbole_pad.data.frequency import equal_mass_bins
+from recbole_pad.data.histories import Histories, train_counts, train_histories
+from recbole_pad.data.text_table import TextTable, find_text_table
+from recbole_pad.backbones import train_rows_of
+
+_N_LEFT_OUT = {"valid_and_test": 2, "valid_only": 1, "test_only": 1}
+
+
+class PADDataset(SequentialDataset):
+    """Sequential dataset for PAD.
+
+    With ``train_rows: sequences`` only the rows that are used are built: per user the last training row, which holds
+    the whole (last L + 1 items of the) training sequence, and the held-out rows. With ``prefixes`` every prefix is a
+    row, as in RecBole. Held-out rows equal RecBole's in both cases.
+
+    Attributes (after `build`, on each split):
+        histories: all interactions of every user, in time order.
+        train_histories: the same without held-out interactions.
+        train_counts: train interactions of each item, shape (n_items,), int64.
+        bins: frequency bin of each item, shape (n_items,): 1 = most frequent, last = rarest, 0 = padding.
+    """
+
+    def __init__(self, config: Any) -> None:
+        self._settings = PADConfig.read(config)
+        self.train_rows = train_rows_of(self._settings.train_rows, self._settings.backbone)
+        super().__init__(config)
+
+    def data_augmentation(self) -> None:
+        """Build the rows, all at once; equal to RecBole's loop, restricted to the rows that are needed."""
+        self._aug_presets()
+        self._check_field("uid_field", "time_field")
+        self.sort(by=[self.uid_field, self.time_field], ascending=True)
+        users = self.inter_feat[self.uid_field].numpy()
+        self.histories = Histories.from_sorted(users, self.inter_feat[self.iid_field].numpy(), self.user_num)
+        position = np.arange(len(users)) - self.histories.offsets[users]
+        target = np.flatnonzero(self._is_needed(users, position))
+        length = np.minimum(position[target], self.max_item_list_len)
+        self.inter_feat = self._rows(torch.from_numpy(target), torch.from_numpy(length))
+
+    def _is_needed(self, users: np.ndarray, position: np.ndarray) -> np.ndarray:
+        """Which interactions are targets of a row; `position` counts a user's interactions from 0."""
+        is_row = position >= 1
+        mode = self.config["eval_args"]["split"].get("LS")
+        if self.train_rows != "sequences" or mode not in _N_LEFT_OUT:
+            return is_row
+        last = self.histories.lengths[users] - 1
+        last_train = last - np.clip(last - 1, 0, _N_LEFT_OUT[mode])
+        return is_row & (self._ends_window(last_train - position) | (position > last_train))
+
+    def _ends_window(self, distance: np.ndarray) -> np.ndarray:
+        """Whether a training row ends here; `distance` = training interactions of the user after this one."""
+        if self._settings.train_windows == "all":
+            return (distance >= 0) & (distance % self.max_item_list_len == 0)
+        return distance == 0
+
+    def _rows(self, target: torch.Tensor, length: torch.Tensor) -> Interaction:
+        """Rows of the given targets: every column, and its list over the `length` interactions before the target."""
+        feat = self.inter_feat
+        rows = {field: feat[field][target] for field in feat}
+        rows[self.item_list_length_field] = length
+        steps = torch.arange(self.max_item_list_len)
+        inside = steps < length[:, None]
+        source = torch.where(inside, (target - length)[:, None] + steps, 0)
+        for field in feat:
+            if field == self.uid_field:
+                continue
+            values = feat[field][source]
+            shape = inside.shape + (1,) * (values.dim() - 2)
+            rows[getattr(self, f"{field}_list_field")] = torch.where(inside.view(shape), values, torch.zeros_like(values))
+        return Interaction(rows)
+
+    def build(self) -> list[PADDataset]:
+        """Split as RecBole does; then keep the training rows that `train_rows` asks for, and count the items."""
+        splits: list[PADDataset] = super().build()
+        train = train_histories(self.histories, splits[1:], self.uid_field)
+        counts = train_counts(train, self.item_num, self.histories.lengths >= 2)
+        bins = equal_mass_bins(counts, self._settings.n_bins)
+        for dataset in (self, *splits):
+            dataset.train_histories, dataset.train_counts, dataset.bins = train, counts, bins
+        if self.train_rows == "sequences" and "LS" not in self.config["eval_args"]["split"]:
+            splits[0].inter_feat = self._last_row_of_each_user(splits[0].inter_feat)
+        return splits
+
+    def _last_row_of_each_user(self, feat: Interaction) -> Interaction:
+        users = feat[self.uid_field].numpy()
+        last = np.full(self.user_num, -1, dtype=np.int64)
+        last[users] = np.arange(len(users))  # later rows overwrite: rows of a user are in time order
+        return feat[torch.from_numpy(last[last >= 0])]
+
+    @cached_property
+    def text_table(self) -> TextTable:
+        """The text vectors of all items, found (and checked) or made; see `recbole_pad.data.text_table`."""
+        settings = self._settings
+        return find_text_table(
+            self.dataset_name,
+            Path(self.dataset_path) / f"{self.dataset_name}.item",
+            list(self.field2id_token[self.iid_field]),
+            text_encoder=settings.text_encoder,
+            text_fields=settings.text_fields,
+            folder=Path(settings.text_vectors_dir),
+            item_field=self.iid_field,
+            show_progress=bool(self.config["show_progress"]),
+        )

@@ -1,0 +1,143 @@
+"""Every user's items in time order, and the part of them that is history at evaluation."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recbole_pad.errors import InputError
+
+_LEFT_OUT = {  # held-out interactions of a user from the target on, by RecBole's LS mode and phase
+    "valid_and_test": {"valid": 2, "test": 1},
+    "valid_only": {"valid": 1, "test": 1},
+    "test_only": {"valid": 1, "test": 1},
+}
+
+
+def n_left_out(split: Mapping[str, Any], phase: str) -> int:
+    """How many of a user's last interactions are not history when `phase` is evaluated (target included).
+
+    Args:
+        split: RecBole's ``eval_args["split"]``, for example ``{"LS": "valid_and_test"}``.
+        phase: ``valid`` or ``test``.
+
+    Raises:
+        InputError: if the split is not a leave-one-out split.
+    """
+    mode = split.get("LS")
+    if mode not in _LEFT_OUT:
+        raise InputError(
+            f"mask_history: True is defined for leave-one-out splits only, but eval_args.split is {dict(split)}; "
+            "set mask_history: False, or split: {'LS': 'valid_and_test'}"
+        )
+    return _LEFT_OUT[mode][phase]
+
+
+@dataclass(frozen=True)
+class Histories:
+    """All items of each user, oldest first, in compressed rows.
+
+    Attributes:
+        offsets: shape (n_users + 1,), int64; user u's items are ``items[offsets[u]:offsets[u + 1]]``.
+        items: shape (n_interactions,), int64, RecBole item ids.
+    """
+
+    offsets: np.ndarray
+    items: np.ndarray
+
+    @classmethod
+    def from_sorted(cls, users: np.ndarray, items: np.ndarray, n_users: int) -> Histories:
+        """Build from interactions sorted by user and time; both arrays have shape (n_interactions,)."""
+        return cls(np.concatenate([[0], np.cumsum(np.bincount(users, minlength=n_users))]), items)
+
+    def pairs(self, users: Tensor, left_out: int) -> tuple[Tensor, Tensor]:
+        """(row, item) pairs of the history of each user, without the last `left_out` interactions.
+
+        Args:
+            users: user ids, shape (B,).
+            left_out: interactions dropped from the end of each user's items.
+
+        Returns:
+            Two int64 tensors of equal length: the row in `users`, and the item.
+        """
+        who = users.numpy()
+        start = self.offsets[who]
+        length = np.maximum(self.offsets[who + 1] - left_out - start, 0)
+        rows = np.repeat(np.arange(len(who)), length)
+        within = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
+        return torch.from_numpy(rows), torch.from_numpy(self.items[np.repeat(start, length) + within])
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Interactions of each user, shape (n_users,), int64."""
+        return np.diff(self.offsets)
+
+    def drop_last(self, n_dropped: np.ndarray) -> Histories:
+        """Without the last `n_dropped` interactions of each user; shape (n_users,), at most the user's length."""
+        remaining_after = np.repeat(self.offsets[1:], self.lengths) - np.arange(len(self.items))
+        kept = remaining_after > np.repeat(n_dropped, self.lengths)
+        return Histories(np.concatenate([[0], np.cumsum(self.lengths - n_dropped)]), self.items[kept])
+
+    def keys(self, n_items: int) -> np.ndarray:
+        """Sorted distinct ``user * n_items + item`` of all interactions, int64."""
+        users = np.repeat(np.arange(len(self.offsets) - 1), self.lengths)
+        return np.unique(users * n_items + self.items)
+
+    def digest(self) -> str:
+        """sha256 of the sequences: equal for equal data in equal order."""
+        hasher = hashlib.sha256(np.ascontiguousarray(self.offsets, dtype=np.int64).tobytes())
+        hasher.update(np.ascontiguousarray(self.items, dtype=np.int64).tobytes())
+        return hasher.hexdigest()
+
+
+def histories_of(dataset: Any) -> Histories:
+    """The histories of a (not yet split) sequential dataset, ours or RecBole's.
+
+    RecBole's dataset holds one row per prefix: the targets, and the first item in the row of length 1.
+    """
+    own = getattr(dataset, "histories", None)
+    if own is not None:
+        histories: Histories = own
+        return histories
+    feat, config = dataset.inter_feat, dataset.config
+    users = feat[dataset.uid_field].numpy()
+    first = (feat[config["ITEM_LIST_LENGTH_FIELD"]] == 1).numpy()
+    first_items = feat[dataset.iid_field + config["LIST_SUFFIX"]][:, 0].numpy()[first]
+    where = np.flatnonzero(first)  # the first item of a user goes before its first row
+    items = np.insert(feat[dataset.iid_field].numpy(), where, first_items)
+    return Histories.from_sorted(np.insert(users, where, users[first]), items, dataset.user_num)
+
+
+def train_histories(histories: Histories, held_out: list[Any], uid_field: str) -> Histories:
+    """The training part of the histories: without one interaction for each validation or test row of a user.
+
+    Args:
+        histories: all interactions, in time order.
+        held_out: RecBole's validation and test datasets.
+        uid_field: name of the user column.
+    """
+    n_users = len(histories.offsets) - 1
+    n_dropped = sum(
+        np.bincount(split.inter_feat[uid_field].numpy(), minlength=n_users) for split in held_out if len(split)
+    )
+    return histories.drop_last(np.broadcast_to(n_dropped, n_users))
+
+
+def train_counts(train: Histories, n_items: int, usable: np.ndarray) -> np.ndarray:
+    """Train interactions of each item: everything that a model trains on.
+
+    Args:
+        train: each user's interactions without the held-out ones.
+        n_items: number of item ids, padding included.
+        usable: True for users with at least two interactions in all, shape (n_users,); the others give no row.
+
+    Returns:
+        Counts, shape (n_items,), int64.
+    """
+    return np.bincount(train.items[np.repeat(usable, train.lengths)], minlength=n_items)

@@ -1,0 +1,312 @@
+"""Item text vectors in RecBole's item order, read from a memory map after every check has passed.
+
+A pair of files, `.npy` and `.json` manifest, is either made by `encode_items` or brought by the user
+(``text_encoder: file:PATH.npy``). Row r of the `.npy` is item ``manifest["items"][r]``.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from recbole_pad.dataset_prep.encode_text import (
+    MANIFEST_FORMAT,
+    check_vectors,
+    encode_items,
+    file_sha256,
+    read_item_texts,
+    text_digest,
+    vector_files,
+)
+from recbole_pad.errors import InputError
+
+__all__ = ["TextTable", "find_text_table", "open_text_table"]
+
+log = logging.getLogger(__name__)
+
+OWN_FILE = "file:"
+DTYPES = ("float16", "float32", "float64")
+OWN_MANIFEST = (
+    "beside {npy} there must be {json} that names the item of each row; two lines of Python write it:\n"
+    "  import json\n"
+    '  json.dump({{"items": item_tokens}}, open("{json}", "w"))  # item_tokens[r]: a str, the item of row r'
+)
+
+
+@dataclass(frozen=True, eq=False)
+class TextTable:
+    """Where the text vector of each item is. Holds no open file, so it can be pickled.
+
+    Attributes:
+        path: the `.npy` file.
+        rows: row of each item id of RecBole, shape (V,), int64; -1 for padding, item 0.
+        width: D, numbers per vector.
+        fingerprint: sha256 (hex) of the file.
+        manifest: the manifest without its list of items.
+        stat: size and time stamp of the file when it was checked; a changed file is hashed again.
+    """
+
+    path: Path
+    rows: NDArray[np.int64]
+    width: int
+    fingerprint: str
+    manifest: Mapping[str, Any]
+    stat: tuple[int, int]
+
+    def read(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Read the vectors of all items.
+
+        Returns:
+            Text vectors, shape (V, D), on the CPU; row 0, padding, is zero.
+
+        Raises:
+            InputError: if the file is no longer the one that was checked.
+        """
+        if not self.path.is_file():
+            raise InputError(f"text vectors {self.path} are gone; make them again or restore the file")
+        if _stat(self.path) != self.stat and file_sha256(self.path) != self.fingerprint:
+            raise InputError(
+                f"text vectors {self.path} have changed since they were checked (sha256 expected "
+                f"{self.fingerprint[:16]}...); restore the file, or load the dataset again"
+            )
+        vectors = _memory_map(self.path, f"restore {self.path}")
+        table = torch.zeros(len(self.rows), self.width, dtype=dtype)
+        block = 16_384
+        for start in range(1, len(self.rows), block):
+            rows = vectors[self.rows[start : start + block]]
+            table[start : start + block] = torch.from_numpy(rows.astype(rows.dtype.newbyteorder("="))).to(
+                dtype
+            )
+        return table
+
+
+def find_text_table(
+    dataset_name: str,
+    item_file: Path,
+    tokens: Sequence[str],
+    *,
+    text_encoder: str,
+    text_fields: Sequence[str],
+    folder: Path,
+    item_field: str = "item_id",
+    batch_size: int = 64,
+    show_progress: bool = False,
+) -> TextTable:
+    """Open the text vectors of a dataset; make them first if there are none.
+
+    Args:
+        dataset_name: RecBole's name of the dataset.
+        item_file: its `.item` file; not read for ``file:PATH``.
+        tokens: V item tokens in RecBole's order, ``dataset.field2id_token[...]``; the first is "[PAD]".
+        text_encoder: a word of `TEXT_ENCODERS`, a sentence-transformers name, a folder, or ``file:PATH.npy``.
+        text_fields: columns of `item_file` that make the text.
+        folder: where vectors are looked for and written.
+        item_field: column of the item tokens.
+        batch_size: texts per forward pass, if vectors are made.
+        show_progress: draw a progress bar, if vectors are made.
+
+    Raises:
+        InputError: if an item has no line in `item_file`, or the files fail a check of `open_text_table`.
+    """
+    if text_encoder.startswith(OWN_FILE):
+        npy = Path(text_encoder.removeprefix(OWN_FILE)).expanduser()
+        remedy = OWN_MANIFEST.format(npy=npy, json=npy.with_suffix(".json"))
+        return open_text_table(npy, tokens, expected_digest=None, rebuild=remedy)
+
+    texts = read_item_texts(item_file, text_fields, item_field)
+    absent = [str(token) for token in tokens[1:] if str(token) not in texts]
+    if absent:
+        raise InputError(
+            f"{_count(absent, len(tokens) - 1)} have no line in {item_file}; text vectors need one line per "
+            "item: add them, or drop these items from the dataset"
+        )
+    npy, manifest_file = vector_files(folder, dataset_name, text_encoder, text_fields)
+    if not manifest_file.is_file():
+        log.info("no text vectors in %s: encoding %d items with %s", npy, len(texts), text_encoder)
+        encode_items(
+            item_file,
+            folder,
+            dataset_name,
+            text_encoder=text_encoder,
+            text_fields=text_fields,
+            item_field=item_field,
+            batch_size=batch_size,
+            show_progress=show_progress,
+        )
+    return open_text_table(
+        npy,
+        tokens,
+        expected_digest=text_digest(texts),
+        expected_encoder=text_encoder,
+        expected_fields=text_fields,
+        rebuild=_encode_command(
+            dataset_name, Path(item_file), text_encoder, text_fields, Path(folder), item_field
+        ),
+    )
+
+
+def open_text_table(
+    npy: Path,
+    tokens: Sequence[str],
+    *,
+    expected_digest: str | None,
+    expected_encoder: str | None = None,
+    expected_fields: Sequence[str] | None = None,
+    rebuild: str,
+) -> TextTable:
+    """Check a pair of vectors and manifest, and map RecBole's items to rows.
+
+    Args:
+        npy: the vectors, shape (n, D); the manifest is beside them, suffix `.json`.
+        tokens: V item tokens in RecBole's order; the first is padding.
+        expected_digest: `text_digest` of ALL items of the `.item` file as it is now; None for files that the
+            user brought, whose manifest needs nothing but ``items``.
+        expected_encoder: `text_encoder` the manifest must name; None for any.
+        expected_fields: `text_fields` the manifest must name; None for any.
+        rebuild: the command, or advice, that ends every message.
+
+    Returns:
+        The table; items of the file that `tokens` lacks are left out, an info message counts them.
+
+    Raises:
+        ValueError: if the first token is not "[PAD]".
+        InputError: if a file is missing or unreadable, an item has no row, a row is NaN, infinite or zero, or
+            file, manifest and expectation disagree.
+    """
+    if len(tokens) == 0 or str(tokens[0]) != "[PAD]":
+        raise ValueError("tokens must be in RecBole's order, tokens[0] == '[PAD]'")
+    npy = Path(npy)
+    manifest_file = npy.with_suffix(".json")
+    remedy = f"make the vectors again: {rebuild}" if expected_digest is not None else rebuild
+    manifest = _read_manifest(npy, manifest_file, remedy)
+    if expected_digest is not None:
+        expected: dict[str, Any] = {"format": MANIFEST_FORMAT, "text_encoder": expected_encoder}
+        expected["text_fields"] = None if expected_fields is None else list(expected_fields)
+        for key, value in expected.items():
+            if value is not None and manifest.get(key) != value:
+                _disagree(manifest_file, key, manifest.get(key), value, remedy)
+        if manifest.get("text_digest") != expected_digest:
+            raise InputError(
+                f"the texts of the items have changed since {npy} was made (text_digest "
+                f"{str(manifest.get('text_digest'))[:16]}, now {expected_digest[:16]}); {remedy}"
+            )
+
+    stat = _stat(npy)
+    vectors = _memory_map(npy, remedy)
+    items: list[str] = manifest.pop("items")
+    n_rows, width = vectors.shape
+    if len(items) != n_rows:
+        raise InputError(f"{npy} has {n_rows} rows, but {manifest_file} names {len(items)} items; {remedy}")
+    found = {
+        "n_items": n_rows,
+        "width": width,
+        "dtype": str(vectors.dtype),
+        "vectors_sha256": file_sha256(npy),
+    }
+    for key, value in found.items():
+        if (expected_digest is not None or key in manifest) and manifest.get(key) != value:
+            _disagree(npy, key, value, manifest.get(key), remedy)
+
+    rows = _rows_of(tokens, items, npy, manifest_file, remedy)
+    order = np.argsort(rows[1:], kind="stable")  # read the file front to back
+    check_vectors(vectors, [str(tokens[1 + i]) for i in order], str(npy), remedy, rows=rows[1:][order])
+    n_extra = n_rows - (len(tokens) - 1)
+    if n_extra:
+        log.info("%s: %d of %d items are not in the dataset and are left out", npy, n_extra, n_rows)
+    return TextTable(npy, rows, width, found["vectors_sha256"], manifest, stat)
+
+
+def _rows_of(
+    tokens: Sequence[str], items: list[str], npy: Path, manifest_file: Path, remedy: str
+) -> NDArray[np.int64]:
+    row = {item: r for r, item in enumerate(items)}
+    if len(row) < len(items):
+        twice = sorted({item for r, item in enumerate(items) if row[item] != r})
+        raise InputError(f"{manifest_file}: {_count(twice, len(row))} are named more than once; {remedy}")
+    absent = [str(token) for token in tokens[1:] if str(token) not in row]
+    if absent:
+        raise InputError(f"{npy}: {_count(absent, len(tokens) - 1)} have no vector; {remedy}")
+    return np.array([-1, *(row[str(token)] for token in tokens[1:])], dtype=np.int64)
+
+
+def _read_manifest(npy: Path, manifest_file: Path, remedy: str) -> dict[str, Any]:
+    if npy.suffix != ".npy":
+        raise InputError(f"text vectors {npy}: the file must be a .npy, shape (items, width); {remedy}")
+    for path, what in ((npy, "text vectors"), (manifest_file, "manifest of the text vectors")):
+        if not path.is_file():
+            raise InputError(f"{what}: {path} does not exist; {remedy}")
+    try:
+        manifest: Any = json.loads(manifest_file.read_text(encoding="utf-8"))
+    except ValueError as error:  # bad JSON, or not UTF-8
+        raise InputError(f"{manifest_file} is not JSON: {error}; {remedy}") from error
+    items = manifest.get("items") if isinstance(manifest, dict) else None
+    if (
+        not isinstance(manifest, dict)
+        or not isinstance(items, list)
+        or not all(type(item) in (str, int) for item in items)
+    ):
+        raise InputError(f'{manifest_file} must be an object with "items", a list of item tokens; {remedy}')
+    manifest["items"] = [str(item) for item in items]
+    return manifest
+
+
+def _memory_map(npy: Path, remedy: str) -> np.memmap[Any, Any]:
+    try:
+        vectors = np.load(npy, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:  # truncated, not a .npy, or holding Python objects
+        raise InputError(f"{npy} is not a whole .npy file of numbers: {error}; {remedy}") from error
+    if (
+        not isinstance(vectors, np.memmap)
+        or vectors.ndim != 2
+        or vectors.dtype.newbyteorder("=").name not in DTYPES
+    ):
+        shape, dtype = getattr(vectors, "shape", None), getattr(vectors, "dtype", None)
+        raise InputError(
+            f"{npy} has shape {shape} and type {dtype}; expected (items, width) "
+            f"and one of {', '.join(DTYPES)}; {remedy}"
+        )
+    return vectors
+
+
+def _disagree(path: Path, key: str, came: object, expected: object, remedy: str) -> None:
+    raise InputError(f"{path}: {key} is {came!r}, expected {expected!r}; {remedy}")
+
+
+def _count(tokens: list[str], total: int) -> str:
+    examples = ", ".join(map(repr, tokens[:3])) + (", ..." if len(tokens) > 3 else "")
+    return f"{len(tokens)} of {total} items ({examples})"
+
+
+def _encode_command(
+    dataset_name: str,
+    item_file: Path,
+    text_encoder: str,
+    text_fields: Sequence[str],
+    folder: Path,
+    item_field: str,
+) -> str:
+    """The command that makes the files again; it names what is not a default of `encode`."""
+    words = ["recbole-pad", "encode", f"--dataset={dataset_name}", f"--text_encoder={text_encoder}"]
+    optional = {
+        "text_fields": (",".join(text_fields), "title"),
+        "data_path": (str(item_file.parent.parent), "dataset"),
+        "text_vectors_dir": (str(folder), "text_vectors"),
+        "item_field": (item_field, "item_id"),
+    }
+    words += [f"--{key}={value}" for key, (value, default) in optional.items() if value != default]
+    return shlex.join(words)
+
+
+def _stat(path: Path) -> tuple[int, int]:
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns

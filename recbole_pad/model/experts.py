@@ -1,0 +1,83 @@
+"""One expert: item vectors and the user encoder that reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from recbole_pad.config import PADConfig
+from recbole_pad.model.backbone import Backbone
+from recbole_pad.model.items import AlignedVectors, Catalogue, IDVectors, TextVectors
+from recbole_pad.nn.adapter import FUSIONS, TextAdapter
+from recbole_pad.phases import EXPERTS
+from recbole_pad.seeding import seeded
+
+
+class Expert(nn.Module):
+    """Item vectors v_k and a user encoder U_k; its score is h_k(u) . v_k(i).
+
+    Args:
+        items: maps item ids (n,) or None (all) to vectors (n, d).
+        backbone: the user encoder.
+    """
+
+    def __init__(self, items: nn.Module, backbone: Backbone) -> None:
+        super().__init__()
+        self.items = items
+        self.backbone = backbone
+
+    @torch.no_grad()
+    def start_from(self, trained: Expert) -> None:
+        """Copy the ID vectors and the encoder of a trained ID expert into this aligned one (e -> e', U -> U_2)."""
+        assert isinstance(self.items, AlignedVectors) and isinstance(trained.items, IDVectors)
+        self.items.ids.weight.copy_(trained.items.weight)
+        self.backbone.load_state_dict(trained.backbone.state_dict())
+
+
+def build_expert(name: str, config: Any, dataset: Any, settings: PADConfig, catalogue: Catalogue) -> Expert:
+    """Build an expert; its start values depend on the seed and on its name alone.
+
+    Args:
+        name: ``rec``, ``align`` or ``llm``.
+        config: RecBole's config, for the backbone.
+        dataset: RecBole's dataset, for the backbone.
+        settings: PAD's settings.
+        catalogue: counts, bins and text vectors of the items.
+    """
+    with seeded(settings.seed * len(EXPERTS) + EXPERTS.index(name)):
+        backbone = Backbone(settings.backbone, config, dataset, settings.positions)
+        items = _ITEM_VECTORS[name](backbone, settings, catalogue)
+        del backbone.initial_items
+        return Expert(items, backbone)
+
+
+def _id_vectors(backbone: Backbone, settings: PADConfig, catalogue: Catalogue) -> IDVectors:
+    return IDVectors(backbone.initial_items, catalogue, settings.unseen_items)
+
+
+def _text_vectors(backbone: Backbone, settings: PADConfig, catalogue: Catalogue) -> TextVectors:
+    text: Tensor = catalogue.text(None)
+    adapter = TextAdapter(
+        text.size(1), backbone.width, settings.adapter_layers, settings.adapter_activation, settings.adapter_dropout
+    )
+    if settings.adapter_init == "matched":
+        adapter.match_scale(text[1:], float(backbone.initial_items[1:].std()))
+    return TextVectors(adapter, catalogue)
+
+
+def _aligned_vectors(backbone: Backbone, settings: PADConfig, catalogue: Catalogue) -> AlignedVectors:
+    ids = IDVectors(backbone.initial_items, catalogue, settings.unseen_items, settings.id_dropout)
+    fusion = FUSIONS[settings.fusion](
+        backbone.width, settings.fusion_activation, settings.fusion_dropout, settings.fusion_init
+    )
+    return AlignedVectors(ids, _text_vectors(backbone, settings, catalogue), fusion)
+
+
+_ITEM_VECTORS: dict[str, Callable[[Backbone, PADConfig, Catalogue], nn.Module]] = {
+    "rec": _id_vectors,
+    "align": _aligned_vectors,
+    "llm": _text_vectors,
+}

@@ -1,0 +1,69 @@
+"""Negative items, drawn on the device: uniform or by popularity, from seen or from all items."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+_MAX_REDRAWS = 50
+
+
+class NegativeSampler(nn.Module):
+    """Draws negative items.
+
+    Args:
+        train_counts: train interactions of each item, shape (V,), padding 0.
+        train_keys: sorted distinct ``user * V + item`` of all training interactions, int64.
+        seen_only: draw from items with train interactions only (else from all, published).
+        by_popularity: draw in proportion to train counts (else uniformly).
+    """
+
+    pool: Tensor
+    keys: Tensor
+    log_probability: Tensor
+    weights: Tensor
+
+    def __init__(self, train_counts: Tensor, train_keys: np.ndarray, seen_only: bool, by_popularity: bool) -> None:
+        super().__init__()
+        usable = train_counts > 0 if seen_only or by_popularity else torch.arange(len(train_counts)) > 0
+        weights = torch.where(usable, train_counts if by_popularity else 1, 0).double()
+        self.n_items = len(train_counts)
+        self.by_popularity = by_popularity
+        self.register_buffer("pool", usable.nonzero().squeeze(1), persistent=False)
+        self.register_buffer("weights", weights[usable].float(), persistent=False)
+        self.register_buffer("keys", torch.from_numpy(train_keys), persistent=False)
+        self.register_buffer("log_probability", (weights / weights.sum()).log().float(), persistent=False)
+
+    def draw(self, *shape: int) -> Tensor:
+        """Items from the pool, int64, of the given shape."""
+        if self.by_popularity:
+            n_drawn = int(np.prod(shape))
+            return self.pool[torch.multinomial(self.weights, n_drawn, replacement=True)].view(*shape)
+        return self.pool[torch.randint(len(self.pool), shape, device=self.pool.device)]
+
+    def draw_unseen_by(self, users: Tensor, n_negatives: int) -> Tensor:
+        """Negatives that are not in the user's training sequence.
+
+        Items that the user has are drawn again, at most 50 times: a user who has (nearly) the whole pool keeps what
+        was drawn last.
+
+        Args:
+            users: user ids, shape (M,).
+            n_negatives: K.
+
+        Returns:
+            Item ids, shape (M, K).
+        """
+        negatives = self.draw(len(users), n_negatives)
+        for _ in range(_MAX_REDRAWS):
+            taken = self._is_taken(users[:, None] * self.n_items + negatives)
+            n_taken = int(taken.sum())
+            if not n_taken:
+                break
+            negatives[taken] = self.draw(n_taken)
+        return negatives
+
+    def _is_taken(self, keys: Tensor) -> Tensor:
+        place = torch.searchsorted(self.keys, keys).clamp(max=len(self.keys) - 1)
+        return self.keys[place] == keys

@@ -1,0 +1,291 @@
+"""PAD as a RecBole sequential model: three experts, one inner product.
+
+Paper: "Pre-train, Align, and Disentangle: Empowering Sequential Recommendation with Large Language Models",
+SIGIR 2025, arXiv 2412.04107. Formulas: docs/method.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from recbole.data.interaction import Interaction
+from recbole.model.abstract_recommender import SequentialRecommender
+from recbole.utils import InputType
+from torch import Tensor, nn
+
+from recbole_pad.config import PADConfig, phase_view
+from recbole_pad.model.experts import Expert, build_expert
+from recbole_pad.model.items import AlignedVectors, Catalogue
+from recbole_pad.model.negatives import NegativeSampler
+from recbole_pad.model.objectives import OBJECTIVES, Step
+from recbole_pad.nn.gate import FrequencyGate
+from recbole_pad.nn.mmd import ALIGN_LOSSES
+from recbole_pad.nn.text_transforms import transform_text
+from recbole_pad.phases import PHASES, STARTS_FROM
+
+
+@dataclass(frozen=True)
+class Positions:
+    """The training positions of a batch: M pairs of a state and the item that follows.
+
+    Attributes:
+        item_seq: item ids, right-padded, trimmed to the longest row, shape (B, N).
+        item_seq_len: shape (B,).
+        user: shape (B,).
+        is_position: True where a state has a target, shape (B, N); None where each row has one state.
+        target: item ids, shape (M,).
+        target_user: user of each target, shape (M,).
+    """
+
+    item_seq: Tensor
+    item_seq_len: Tensor
+    user: Tensor
+    is_position: Tensor | None
+    target: Tensor
+    target_user: Tensor
+
+    def pick(self, states: Tensor) -> Tensor:
+        """The states that have a target: (B, N, d) or (B, d) -> (M, d)."""
+        return states if self.is_position is None else states[self.is_position]
+
+
+class PAD(SequentialRecommender):
+    """Three experts, each with its own item vectors and user encoder, mixed by a gate on the item's frequency bin.
+
+    The attribute `phase` chooses what is trained and scored: the ID expert alone (``pretrain``), the aligned expert
+    alone (``align``), or all configured experts through the gate (``finetune``). Since gate weights depend on the item
+    alone, the score is one inner product: s(u, i) = [h_1; h_2; h_3] . [w_1 v_1; w_2 v_2; w_3 v_3].
+
+    Args:
+        config: RecBole's config; keys in properties/model/PAD.yaml.
+        dataset: a training split of `PADDataset`.
+    """
+
+    input_type = InputType.POINTWISE
+    other_parameter_name = ("phase",)
+
+    def __init__(self, config: Any, dataset: Any) -> None:
+        super().__init__(config, dataset)
+        self.settings = PADConfig.read(config)
+        self.phase_settings = {name: PADConfig.read(phase_view(config, name)) for name in self.settings.phases}
+        self.phase = self.settings.phases[-1]
+        self.trains_all_positions = dataset.train_rows == "sequences"
+        members = {name for phase in self.settings.phases for name in self._members(phase)}
+        self.catalogue = Catalogue(
+            torch.from_numpy(dataset.train_counts),
+            torch.from_numpy(dataset.bins),
+            self._text_vectors(dataset) if members - {"rec"} else None,
+        )
+        self.experts = nn.ModuleDict(
+            {name: build_expert(name, config, dataset, self.settings, self.catalogue) for name in sorted(members)}
+        )
+        self.gate = FrequencyGate(
+            self.settings.n_bins, self.settings.experts, self.settings.gate_norm, self.settings.gate_start
+        )
+        self.samplers = nn.ModuleDict(
+            {
+                name: NegativeSampler(
+                    self.catalogue.counts,
+                    dataset.train_histories.keys(self.n_items),
+                    settings.negatives == "seen",
+                    settings.negative_sampling == "popularity",
+                )
+                for name, settings in self.phase_settings.items()
+                if OBJECTIVES[settings.loss].needs_sampler
+            }
+        )
+        self.text_fingerprint = dataset.text_table.fingerprint if members - {"rec"} else None
+        self._kept: tuple[list[Tensor], Tensor] | None = None
+
+    def _text_vectors(self, dataset: Any) -> Tensor:
+        return transform_text(dataset.text_table.read(), self.settings.text_transform)
+
+    def _members(self, phase: str) -> tuple[str, ...]:
+        return PHASES[phase].members(self.settings.experts)
+
+    # --- phases -----------------------------------------------------------------------------------------------------
+
+    def start_experts(self, trained: set[str]) -> None:
+        """Before a phase: experts not yet trained start as copies of the trained ones that they start from."""
+        for name in self._members(self.phase):
+            source = STARTS_FROM.get(name)
+            if name not in trained and source in trained:
+                self._expert(name).start_from(self._expert(source))
+
+    def trained_modules(self) -> dict[str, nn.Module]:
+        """The modules that the present phase trains, by the name of their state in a checkpoint."""
+        members = self._members(self.phase)
+        modules: dict[str, nn.Module] = {f"experts.{name}": self.experts[name] for name in members}
+        if PHASES[self.phase].experts is None:
+            modules["gate"] = self.gate
+        return modules
+
+    def _expert(self, name: str) -> Expert:
+        expert: Expert = self.experts[name]
+        return expert
+
+    # --- scoring ----------------------------------------------------------------------------------------------------
+
+    def item_vectors(self, item_ids: Tensor | None = None) -> Tensor:
+        """Folded vectors [w_1 v_1; w_2 v_2; ...] of the items, or of all (with padding): shape (n, w)."""
+        return self._fold(self._tables(item_ids), item_ids)
+
+    def user_vectors(self, interaction: Interaction) -> Tensor:
+        """Folded user states [h_1; h_2; ...] after the newest item: shape (B, w)."""
+        return self._user_vectors(interaction, self._scoring_tables()[0])
+
+    def full_sort_predict(self, interaction: Interaction) -> Tensor:
+        """Scores of all items: shape (B, V); one matrix product of the folded vectors."""
+        tables, vectors = self._scoring_tables()
+        return self._user_vectors(interaction, tables) @ vectors.T
+
+    def predict(self, interaction: Interaction) -> Tensor:
+        """Score of the row's own candidate item: shape (B,)."""
+        tables, vectors = self._scoring_tables()
+        return (self._user_vectors(interaction, tables) * vectors[interaction[self.ITEM_ID]]).sum(dim=1)
+
+    def train(self, mode: bool = True) -> PAD:
+        """Switch between training and evaluation; either way item vectors kept for scoring are dropped."""
+        self._kept = None
+        super().train(mode)
+        return self
+
+    def load_other_parameter(self, para: dict[str, Any] | None) -> None:
+        """Restore the phase from a checkpoint."""
+        self._kept = None
+        super().load_other_parameter(para)
+
+    def _scoring_tables(self) -> tuple[list[Tensor], Tensor]:
+        """Each expert's item vectors, and the folded ones; computed once per evaluation."""
+        if self.training or torch.is_grad_enabled():
+            tables = self._tables(None)
+            return tables, self._fold(tables, None)
+        if self._kept is None:
+            tables = self._tables(None)
+            self._kept = tables, self._fold(tables, None)
+        return self._kept
+
+    def _tables(self, item_ids: Tensor | None) -> list[Tensor]:
+        return [self._expert(name).items(item_ids) for name in self._members(self.phase)]
+
+    def _user_vectors(self, interaction: Interaction, tables: list[Tensor]) -> Tensor:
+        sequence = self._sequence(interaction)
+        members = self._members(self.phase)
+        states = [
+            self._expert(name).backbone.last_state(table, *sequence)
+            for name, table in zip(members, tables, strict=True)
+        ]
+        return torch.cat(states, dim=1)
+
+    def _fold(self, vectors: list[Tensor], item_ids: Tensor | None) -> Tensor:
+        if len(vectors) == 1:
+            return vectors[0]
+        bins = self.catalogue.bins if item_ids is None else self.catalogue.bins[item_ids]
+        weights = self.gate(bins)
+        return torch.cat([weights[:, k, None] * vector for k, vector in enumerate(vectors)], dim=1)
+
+    # --- training ---------------------------------------------------------------------------------------------------
+
+    def calculate_loss(self, interaction: Interaction) -> Tensor | tuple[Tensor, Tensor]:
+        """The loss of the present phase: L_REC, and in alignment the weighted alignment loss beside it."""
+        settings = self.phase_settings[self.phase]
+        positions = self._positions(interaction)
+        objective = OBJECTIVES[settings.loss]
+        sampler = self.samplers[self.phase] if objective.needs_sampler else None
+        negatives = objective.draw(sampler, positions.target_user, settings.n_negatives)
+        recommendation = objective.loss(self._step(positions, negatives, sampler))
+        if not PHASES[self.phase].aligns or settings.mmd_weight == 0 or settings.align_loss == "none":
+            return recommendation
+        rows = self._alignment_rows(interaction, positions, negatives)
+        return recommendation, settings.mmd_weight * self._alignment_loss(rows)
+
+    def _sequence(self, interaction: Interaction) -> tuple[Tensor, Tensor, Tensor]:
+        """(item_seq, item_seq_len, user); item_seq is trimmed to its longest row where the backbone allows it."""
+        item_seq, item_seq_len = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
+        if not self._expert(self._members(self.phase)[0]).backbone.spec.fixed_length:
+            item_seq = item_seq[:, : int(item_seq_len.max())]
+        return item_seq, item_seq_len, interaction[self.USER_ID]
+
+    def _positions(self, interaction: Interaction) -> Positions:
+        item_seq, item_seq_len, user = self._sequence(interaction)
+        target = interaction[self.POS_ITEM_ID]
+        if not self.trains_all_positions:
+            return Positions(item_seq, item_seq_len, user, None, target, user)
+        following = torch.cat([item_seq[:, 1:], torch.zeros_like(item_seq[:, :1])], dim=1)
+        following = following.scatter(1, item_seq_len[:, None] - 1, target[:, None])
+        is_position = item_seq > 0
+        return Positions(
+            item_seq, item_seq_len, user, is_position, following[is_position], user[:, None].expand_as(item_seq)[is_position]
+        )
+
+    def _step(self, positions: Positions, negatives: Tensor | None, sampler: NegativeSampler | None) -> Step:
+        """User states and item vectors of one step; only the step's own items are computed unless all are needed."""
+        item_ids, local = None, _identity
+        if negatives is not None:
+            padding = positions.item_seq.new_zeros(1)
+            used = [padding, positions.item_seq.flatten(), positions.target, negatives.flatten()]
+            item_ids = torch.unique(torch.cat(used))
+            local = _Places(item_ids)
+        tables = self._tables(item_ids)
+        item_seq = local(positions.item_seq)
+        states = [
+            positions.pick(
+                self._expert(name).backbone(table, item_seq, positions.item_seq_len, positions.user)
+            )
+            for name, table in zip(self._members(self.phase), tables, strict=True)
+        ]
+        only_seen = self.phase_settings[self.phase].negatives == "seen"
+        return Step(
+            states=torch.cat(states, dim=1),
+            vectors=self._fold(tables, item_ids),
+            target=local(positions.target),
+            negatives=None if negatives is None else local(negatives),
+            target_ids=positions.target,
+            negative_ids=negatives,
+            softmax_ids=self.catalogue.seen_ids if only_seen else self.catalogue.item_ids,
+            sampler=sampler,
+        )
+
+    def _alignment_rows(self, interaction: Interaction, positions: Positions, negatives: Tensor | None) -> Tensor:
+        """Item ids whose text and ID vectors are compared: distinct items, or every slot with padding (published)."""
+        drawn = [] if negatives is None else [negatives.flatten()]
+        if self.phase_settings[self.phase].mmd_rows == "unique":
+            rows = torch.unique(torch.cat([positions.item_seq.flatten(), positions.target, *drawn]))
+            return rows[rows > 0]
+        slots = interaction[self.ITEM_SEQ]
+        targets = F.pad(slots[:, 1:], (0, 1)).scatter(1, positions.item_seq_len[:, None] - 1, interaction[self.ITEM_ID][:, None])
+        empty = slots.numel() - len(drawn[0]) if drawn else 0
+        return torch.cat([slots.flatten(), targets.flatten(), *drawn, slots.new_zeros(max(empty, 0))])
+
+    def _alignment_loss(self, item_ids: Tensor) -> Tensor:
+        settings = self.phase_settings[self.phase]
+        items = self._expert("align").items
+        assert isinstance(items, AlignedVectors)
+        if len(item_ids) < 2:
+            return items.ids.weight.sum() * 0.0
+        text_emb = items.text.adapter(self.catalogue.text(item_ids))
+        id_emb = F.embedding(item_ids, items.ids.weight)
+        return ALIGN_LOSSES[settings.align_loss](
+            text_emb,
+            id_emb,
+            kernel=settings.mmd_kernel,
+            alphas=settings.mmd_bandwidths,
+            temperature=settings.infonce_temperature,
+        )
+
+
+class _Places:
+    """Maps item ids to their places in a sorted list that holds them all."""
+
+    def __init__(self, item_ids: Tensor) -> None:
+        self._item_ids = item_ids
+
+    def __call__(self, item_ids: Tensor) -> Tensor:
+        return torch.searchsorted(self._item_ids, item_ids)
+
+
+def _identity(item_ids: Tensor) -> Tensor:
+    return item_ids

@@ -1,0 +1,139 @@
+"""Shared fixtures: a clean process state for every test, tiny datasets, and short ways to build things from them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import recbole_pad  # noqa: F401 - registers PAD before any RecBole import of a test
+from recbole_pad.quick_start import _config
+
+TINY_SETTINGS: dict[str, Any] = {
+    "state": "ERROR",
+    "show_progress": False,
+    "MAX_ITEM_LIST_LENGTH": 8,
+    "epochs": 2,
+    "stopping_step": 1,
+    "train_batch_size": 16,
+    "eval_batch_size": 64,
+    "text_encoder": "tfidf",
+    "hidden_size": 16,
+    "inner_size": 32,
+    "embedding_size": 16,
+    "hidden_dropout_prob": 0.1,
+    "attn_dropout_prob": 0.1,
+    "learning_rate": 0.01,
+    "seed": 7,
+}
+_STOCK_KEYS = {
+    "state", "show_progress", "MAX_ITEM_LIST_LENGTH", "epochs", "stopping_step", "train_batch_size", "eval_batch_size",
+    "hidden_size", "inner_size", "embedding_size", "hidden_dropout_prob", "attn_dropout_prob", "learning_rate", "seed",
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def clean_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Each test runs in its own folder, with an empty command line (RecBole reads sys.argv) and no log handlers."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["pytest"])
+    handlers = logging.getLogger().handlers[:]
+    torch.manual_seed(0)
+    np.random.seed(0)
+    random.seed(0)
+    yield
+    logging.getLogger().handlers[:] = handlers
+
+
+@pytest.fixture(scope="session")
+def data_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder with `tiny` (40 users, 25 items with titles) and `chain` (item k is always followed by k + 1)."""
+    folder = tmp_path_factory.mktemp("data")
+    _write_tiny(folder / "tiny")
+    _write_chain(folder / "chain")
+    return folder
+
+
+def _write_tiny(folder: Path) -> None:
+    """Users of 1 to 14 interactions, items of unequal frequency; items i24 and i25 occur as test targets only."""
+    rng = np.random.default_rng(3)
+    lines, weights = [], 1 / np.arange(1, 24)
+    for user in range(40):
+        length = [1, 2, 3, 4][user] if user < 4 else int(rng.integers(5, 15))
+        items = list(rng.choice(23, size=length, p=weights / weights.sum()) + 1)
+        if user in (20, 21):
+            items[-1] = 24 + user - 20
+        lines += [f"u{user:02d}\ti{item:02d}\t{step * 10 + user}" for step, item in enumerate(items)]
+    shapes, colours = ["round", "square", "long", "flat", "small"], ["red", "blue", "green", "white", "black"]
+    items = [f"i{n + 1:02d}\t{colours[n % 5]} {shapes[n // 5]} box\t{shapes[n // 5]}" for n in range(25)]
+    _write(folder, "user_id:token\titem_id:token\ttimestamp:float", lines, items)
+
+
+def _write_chain(folder: Path) -> None:
+    """30 items in a ring; every user walks the ring from a start of its own, 8 to 12 steps."""
+    lines = []
+    for user in range(90):
+        for step in range(8 + user % 5):
+            lines.append(f"u{user:02d}\ti{(user + step) % 30:02d}\t{step}")
+    items = [f"i{n:02d}\tnumber {n} of the ring\tx" for n in range(30)]
+    _write(folder, "user_id:token\titem_id:token\ttimestamp:float", lines, items)
+
+
+def _write(folder: Path, header: str, lines: list[str], items: list[str]) -> None:
+    folder.mkdir()
+    (folder / f"{folder.name}.inter").write_text("\n".join([header, *lines]) + "\n")
+    item_header = "item_id:token\ttitle:token_seq\tkind:token_seq"
+    (folder / f"{folder.name}.item").write_text("\n".join([item_header, *items]) + "\n")
+
+
+@pytest.fixture
+def settings(data_path: Path) -> Callable[..., dict[str, Any]]:
+    """``settings(model="PAD", **changes)``: a small config dict for a model."""
+
+    def make(model: str = "PAD", **changes: Any) -> dict[str, Any]:
+        base = TINY_SETTINGS if model == "PAD" else {key: TINY_SETTINGS[key] for key in _STOCK_KEYS}
+        return {**base, "data_path": str(data_path), **changes}
+
+    return make
+
+
+@pytest.fixture
+def config(settings: Callable[..., dict[str, Any]]) -> Callable[..., Any]:
+    """``config(model="PAD", dataset="tiny", **changes)``: a RecBole Config."""
+
+    def make(model: str = "PAD", dataset: str = "tiny", **changes: Any) -> Any:
+        return _config(model, dataset, None, settings(model, **changes))
+
+    return make
+
+
+@pytest.fixture
+def prepared(config: Callable[..., Any]) -> Callable[..., Any]:
+    """``prepared(model="PAD", dataset="tiny", **changes)``: (config, whole dataset, train, valid and test loader)."""
+    from recbole.data import create_dataset, data_preparation
+    from recbole.utils import init_seed
+
+    def make(model: str = "PAD", dataset: str = "tiny", **changes: Any) -> Any:
+        settings = config(model, dataset, **changes)
+        init_seed(settings["seed"], True)
+        whole = create_dataset(settings)
+        return settings, whole, *data_preparation(settings, whole)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real datasets; tests that need it are skipped, with the reason, where it is not given."""
+    folder = os.environ.get("RECBOLE_PAD_DATA")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("RECBOLE_PAD_DATA does not name the folder of real datasets")
+    return Path(folder)
