@@ -18,10 +18,11 @@ from recbole.utils import ModelType
 from recbole_pad.backbones import backbone_spec
 from recbole_pad.errors import InputError
 from recbole_pad.nn.adapter import ACTIVATIONS, FUSIONS
-from recbole_pad.nn.gate import GATE_NORMS
+from recbole_pad.nn.gate import GATE_NORMS, GATES
 from recbole_pad.nn.kernels import KERNELS
 from recbole_pad.nn.losses import LOSSES
 from recbole_pad.nn.mmd import ALIGN_LOSSES
+from recbole_pad.phases import EXPERTS, PHASES
 from recbole_pad.registry import nearest, pick
 
 PROGRAMS = ("run_recbole", "recbole-pad", "__main__.py")
@@ -69,13 +70,13 @@ class PADConfig:
     mmd_bandwidths: list[float]
     infonce_temperature: float
     n_bins: int
+    gate_form: str
     gate_norm: str
     gate_start: Any
     gate_learning_rate: float
-    content_match: bool
-    content_decay: float
-    content_items: int
     gate_fit: str
+    match_decay: float
+    expert_loss: str
     learner: str
     learning_rate: float
     weight_decay: float
@@ -124,8 +125,8 @@ class PADConfig:
 
 
 _WORDS: dict[str, tuple[str, ...]] = {
-    "phases": ("pretrain", "align", "finetune"),
-    "experts": ("rec", "align", "llm"),
+    "phases": tuple(PHASES),
+    "experts": EXPERTS,
     "train_rows": ("auto", "sequences", "prefixes"),
     "train_windows": ("last", "all"),
     "positions": ("auto", "recency", "absolute"),
@@ -142,7 +143,9 @@ _WORDS: dict[str, tuple[str, ...]] = {
     "mmd_rows": ("unique", "all"),
     "mmd_kernel": tuple(KERNELS),
     "gate_norm": tuple(GATE_NORMS),
+    "gate_form": tuple(GATES),
     "gate_fit": ("train", "valid"),
+    "expert_loss": ("joint", "separate"),
     "learner": _LEARNERS,
 }
 _RANGES: dict[str, tuple[float, float]] = {
@@ -155,8 +158,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "infonce_temperature": (1e-4, 100),
     "n_bins": (1, 10_000),
     "gate_learning_rate": (0, 10),
-    "content_decay": (0, 1),
-    "content_items": (1, 10_000),
+    "match_decay": (0, 1),
     "learning_rate": (0, 10),
     "weight_decay": (0, 10),
     "epochs": (0, 1_000_000),
@@ -176,7 +178,7 @@ FIRST_READ_IN = {
         "infonce_temperature"
     ).split(),
     "finetune": (
-        "experts n_bins gate_norm gate_start gate_learning_rate gate_fit content_match content_decay content_items"
+        "experts n_bins gate_form gate_norm gate_start gate_learning_rate gate_fit match_decay expert_loss"
     ).split(),
 }
 

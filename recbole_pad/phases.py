@@ -33,5 +33,5 @@ PHASES = {
         Phase("finetune", experts=None),
     )
 }
-EXPERTS = ("rec", "align", "llm")
+EXPERTS = ("rec", "align", "llm", "match")
 STARTS_FROM = {"align": "rec"}  # an expert that starts as a copy of a trained one: its ID vectors and its encoder

@@ -50,15 +50,35 @@ def run(
 
     Returns:
         What `run_recbole` returns (of the first process).
+
+    Raises:
+        InputError: as `run_recbole`, and if there is not a GPU for each process.
     """
     if nproc == 1 and world_size <= 0:
         return run_recbole(model, dataset, config_file_list, config_dict, saved)
+    _check_processes(nproc, model, dataset, config_file_list, config_dict)
     queue = torch.multiprocessing.get_context("spawn").SimpleQueue()
     processes = {"world_size": world_size if world_size > 0 else nproc, "nproc": nproc}
     settings = {**(config_dict or {}), **processes, "ip": ip, "port": port, "offset": group_offset}
     kwargs = {"config_dict": settings, "queue": queue, "saved": saved}
     torch.multiprocessing.spawn(run_recboles, args=(model, dataset, config_file_list, kwargs), nprocs=nproc, join=True)
     return None if queue.empty() else queue.get()
+
+
+def _check_processes(nproc: int, model: str, dataset: str, files: list[str] | None, settings: dict[str, Any] | None) -> None:
+    """Refuse here what RecBole refuses in each spawned process by an AssertionError or an error of NCCL."""
+    n_gpus = torch.cuda.device_count()
+    if n_gpus < nproc or not torch.distributed.is_nccl_available():
+        raise InputError(
+            f"nproc: {nproc} processes need {nproc} GPUs, RecBole's distributed training runs on CUDA with NCCL only; "
+            f"there are {n_gpus} usable ones here: leave nproc at 1"
+        )
+    check_model(model)
+    config = _config(model, dataset, files, settings)
+    check_dataset(config)
+    if len(config["gpu_id"].split(",")) < nproc:
+        every = ",".join(map(str, range(nproc)))
+        raise InputError(f"gpu_id: {config['gpu_id']!r} names too few GPUs for nproc {nproc}; set --gpu_id={every}")
 
 
 def run_recboles(rank: int, *args: Any) -> None:
@@ -126,7 +146,7 @@ def run_recbole(
     best_valid_score, best_valid_result = trainer.fit(
         train_data, valid_data, saved=saved, show_progress=config["show_progress"]
     )
-    record = PhaseRecord(seconds=time.monotonic() - started, peak_memory_mb=peak_memory_mb(trainer.device))
+    record = _stock_record(trainer, len(train_data), time.monotonic() - started)
     test_result = trainer.evaluate(test_data, load_best_model=saved, show_progress=config["show_progress"])
 
     report = {
@@ -164,12 +184,13 @@ def _config(
     for file in config_file_list or []:
         if not Path(file).is_file():
             raise InputError(f"config_files: {file} does not exist")
-    return Config(
-        model=model,
-        dataset=dataset,
-        config_file_list=config_file_list,
-        config_dict={"protocol": "pad", **_protocol_of_files(config_file_list), **(config_dict or {})},
-    )
+    settings = {"protocol": "pad", **_protocol_of_files(config_file_list), **(config_dict or {})}
+    try:
+        return Config(model=model, dataset=dataset, config_file_list=config_file_list, config_dict=settings)
+    except InputError:
+        raise
+    except ValueError as error:  # RecBole's word for settings that do not go together
+        raise InputError(str(error)) from error
 
 
 def _protocol_of_files(config_file_list: list[str] | None) -> dict[str, Any]:
@@ -253,6 +274,23 @@ def _phase_reports(
             for name, loader in (("valid", valid_data), ("test", test_data)):
                 reports[phase][name] = evaluate_split(trainer, loader, groups, split, name)
     return reports
+
+
+def _stock_record(trainer: Any, n_batches: int, seconds: float) -> PhaseRecord:
+    """What RecBole's trainer remembers of its training, as a phase's record."""
+    losses = list(getattr(trainer, "train_loss_dict", {}).values())
+    record = PhaseRecord(
+        epochs=len(losses),
+        train_loss=[float(loss) / max(n_batches, 1) for loss in losses],
+        seconds=seconds,
+        peak_memory_mb=peak_memory_mb(trainer.config["device"]),
+    )
+    if losses and trainer.best_valid_result:
+        n_evaluations = len(losses) // trainer.eval_step
+        record.best_epoch = (n_evaluations - trainer.cur_step) * trainer.eval_step - 1
+        record.best_valid_score = float(trainer.best_valid_score)
+        record.best_valid_result = _plain(trainer.best_valid_result) or {}
+    return record
 
 
 def _header(config: Any, network: Any) -> dict[str, Any]:

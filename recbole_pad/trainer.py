@@ -17,6 +17,7 @@ from recbole_pad import checkpoint
 from recbole_pad.checkpoint import RunFolder
 from recbole_pad.config import PADConfig, phase_view
 from recbole_pad.errors import InputError
+from recbole_pad.model.gate_fit import fit_gate
 from recbole_pad.phases import PHASES
 from recbole_pad.seeding import rng_state, seed_all, set_rng_state
 
@@ -106,6 +107,8 @@ class PhaseTrainer(Trainer):
             seed_all(self.settings.seed + list(PHASES).index(self.phase) + 1)
         self._use_batch_size(train_data)
         super().fit(train_data, valid_data, verbose, True, show_progress, callback_fn)
+        self._load_best()
+        self._after_training(valid_data)
         self._finish()
         return self.record.best_valid_score, self.record.best_valid_result
 
@@ -179,6 +182,10 @@ class PhaseTrainer(Trainer):
         self._seconds_before = self.record.seconds
         self._continue_from = last
 
+    def resume_checkpoint(self, resume_file: Any) -> None:
+        """RecBole's name for `continue_from`; `resume_file` is a run's ``last.pth``."""
+        self.continue_from(checkpoint.load(Path(resume_file), self.device))
+
     def evaluate(
         self, eval_data: Any, load_best_model: bool = False, model_file: str | None = None, show_progress: bool = False
     ) -> Any:
@@ -192,21 +199,24 @@ class PhaseTrainer(Trainer):
             self.record.best_valid_score = float(self.best_valid_score)
             self.record.best_valid_result = _floats(self.best_valid_result)
 
+    def _load_best(self) -> None:
+        if self.folder is not None:
+            self._wait_for_writer()
+            self._best = checkpoint.load(self.folder.phase_file(self.phase), self.device)["modules"]
+        if self._best is None:
+            raise ValueError(f"phase {self.phase}: no epoch had a usable value of {self.config['valid_metric']} (NaN?)")
+        load_modules(self.model, self._best)
+        self._best = None
+
+    def _after_training(self, valid_data: Any) -> None:
+        """Hook of a phase, with the best weights in the model."""
+
     def _finish(self) -> None:
-        """Put the best weights into the model, and mark the phase's file as finished."""
+        """Mark the phase's file as finished; it holds the weights that the model now has."""
         self._note_progress()
-        if self.folder is None:
-            if self._best is None:
-                raise ValueError(f"phase {self.phase}: no epoch had a usable value of {self.config['valid_metric']} (NaN?)")
-            load_modules(self.model, self._best)
-            return
-        self._wait_for_writer()
-        content = checkpoint.load(self.folder.phase_file(self.phase), self.device)
-        load_modules(self.model, content["modules"])
-        if self._writes:
-            checkpoint.save(
-                self.folder.phase_file(self.phase), {**self._header(finished=True), "modules": content["modules"]}
-            )
+        if self.folder is not None and self._writes:
+            states = {name: module.state_dict() for name, module in self.model.trained_modules().items()}
+            checkpoint.save(self.folder.phase_file(self.phase), {**self._header(finished=True), "modules": states})
 
     def _wait_for_writer(self) -> None:
         if not self.config["single_spec"]:
@@ -226,9 +236,20 @@ class AlignTrainer(PhaseTrainer):
 
 
 class FinetuneTrainer(PhaseTrainer):
-    """Phase 3: all experts and the gate. Source: pad_method.md section 4."""
+    """Phase 3: all experts and the gate. Source: pad_method.md section 4.
+
+    With ``gate_fit: valid`` the gate is fitted on validation data once the experts have their best weights. The
+    validation result of this phase is then in-sample for the gate's few numbers; the test result is not.
+    """
 
     phase = "finetune"
+
+    def _after_training(self, valid_data: Any) -> None:
+        if self.settings.gate_fit != "valid" or not valid_data or len(self.settings.experts) < 2:
+            return
+        loss = fit_gate(self.model, valid_data, self.settings.seed)
+        self.best_valid_score, self.best_valid_result = self._valid_epoch(valid_data)
+        self.logger.info(f"gate fitted on validation data: cross entropy {loss:.4f}, {self.best_valid_result}")
 
 
 PHASE_TRAINERS: dict[str, type[PhaseTrainer]] = {
@@ -342,11 +363,7 @@ class PADTrainer(Trainer):
             if not path.is_file():
                 continue
             content = checkpoint.load(path, self.device)
-            if content["fingerprint"] != trainer.fingerprint:
-                raise InputError(
-                    f"{path}: was trained with other settings, data or seed (fingerprint {content['fingerprint']}, now "
-                    f"{trainer.fingerprint}); resume with the settings of that run, or start a new one with resume: False"
-                )
+            _require_fingerprint(path, content, trainer)
             if content["finished"]:
                 load_modules(self.model, content["modules"])
                 trainer.record = PhaseRecord(**{**content["record"], "reused_from": str(path)})
@@ -356,7 +373,8 @@ class PADTrainer(Trainer):
                 return True
         if self.folder is not None and self.folder.last_file.is_file():
             last = checkpoint.load(self.folder.last_file, self.device)
-            if last["phase"] == trainer.phase and last["fingerprint"] == trainer.fingerprint:
+            if last["phase"] == trainer.phase:
+                _require_fingerprint(self.folder.last_file, last, trainer)
                 self.logger.info(f"phase {trainer.phase}: continuing at epoch {last['epoch']} from {self.folder.last_file}")
                 trainer.continue_from(last)
         return False
@@ -388,6 +406,14 @@ class _TaggedWriter:
 
     def add_hparams(self, settings: dict[str, Any], metrics: dict[str, Any]) -> None:
         self._writer.add_hparams(settings, metrics, run_name=self._phase)
+
+
+def _require_fingerprint(path: Path, content: dict[str, Any], trainer: PhaseTrainer) -> None:
+    if content["fingerprint"] != trainer.fingerprint:
+        raise InputError(
+            f"{path}: was trained with other settings, data or seed (fingerprint {content['fingerprint']}, now "
+            f"{trainer.fingerprint}); resume with the settings of that run, or start a new one with resume: False"
+        )
 
 
 def load_modules(model: nn.Module, states: ModuleStates) -> None:

@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import recbole
 import torch
+import yaml
 
 import recbole_pad  # noqa: F401 - registers PAD before any RecBole import of a test
 from recbole_pad.quick_start import _config
@@ -38,6 +40,7 @@ _STOCK_KEYS = {
     "state", "show_progress", "MAX_ITEM_LIST_LENGTH", "epochs", "stopping_step", "train_batch_size", "eval_batch_size",
     "hidden_size", "inner_size", "embedding_size", "hidden_dropout_prob", "attn_dropout_prob", "learning_rate", "seed",
 }  # fmt: skip
+_BACKBONE_KEYS = {"hidden_size", "inner_size", "hidden_dropout_prob", "attn_dropout_prob"}  # not every backbone has them
 
 
 @pytest.fixture(autouse=True)
@@ -100,6 +103,11 @@ def settings(data_path: Path) -> Callable[..., dict[str, Any]]:
 
     def make(model: str = "PAD", **changes: Any) -> dict[str, Any]:
         base = TINY_SETTINGS if model == "PAD" else {key: TINY_SETTINGS[key] for key in _STOCK_KEYS}
+        backbone = str(changes.get("backbone", "SASRec"))
+        file = Path(recbole.__file__).parent / "properties" / "model" / f"{backbone}.yaml"
+        if model == "PAD" and file.is_file():
+            own = yaml.safe_load(file.read_text())
+            base = {key: value for key, value in base.items() if key in own or key not in _BACKBONE_KEYS}
         return {**base, "data_path": str(data_path), **changes}
 
     return make

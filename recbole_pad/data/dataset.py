@@ -11,11 +11,12 @@ import torch
 from recbole.data.dataset import SequentialDataset
 from recbole.data.interaction import Interaction
 
+from recbole_pad.backbones import train_rows_of
 from recbole_pad.config import PADConfig
 from recbole_pad.data.frequency import equal_mass_bins
 from recbole_pad.data.histories import Histories, train_counts, train_histories
 from recbole_pad.data.text_table import TextTable, find_text_table
-from recbole_pad.backbones import train_rows_of
+from recbole_pad.errors import InputError
 
 _N_LEFT_OUT = {"valid_and_test": 2, "valid_only": 1, "test_only": 1}
 
@@ -35,6 +36,11 @@ class PADDataset(SequentialDataset):
     """
 
     def __init__(self, config: Any) -> None:
+        if config["benchmark_filename"]:
+            raise InputError(
+                "benchmark_filename: PAD makes its rows from whole histories; give one .inter file of all interactions "
+                "and a split in eval_args"
+            )
         self._settings = PADConfig.read(config)
         self.train_rows = train_rows_of(self._settings.train_rows, self._settings.backbone)
         super().__init__(config)
@@ -92,14 +98,17 @@ class PADDataset(SequentialDataset):
         for dataset in (self, *splits):
             dataset.train_histories, dataset.train_counts, dataset.bins = train, counts, bins
         if self.train_rows == "sequences" and "LS" not in self.config["eval_args"]["split"]:
-            splits[0].inter_feat = self._last_row_of_each_user(splits[0].inter_feat)
+            splits[0].inter_feat = self._window_rows(splits[0].inter_feat)
         return splits
 
-    def _last_row_of_each_user(self, feat: Interaction) -> Interaction:
+    def _window_rows(self, feat: Interaction) -> Interaction:
+        """Of all training rows, those that end a window; the rows of a user are in time order."""
         users = feat[self.uid_field].numpy()
-        last = np.full(self.user_num, -1, dtype=np.int64)
-        last[users] = np.arange(len(users))  # later rows overwrite: rows of a user are in time order
-        return feat[torch.from_numpy(last[last >= 0])]
+        by_user = np.argsort(users, kind="stable")
+        ends = np.cumsum(np.bincount(users, minlength=self.user_num))
+        n_after = np.empty(len(users), dtype=np.int64)
+        n_after[by_user] = ends[users[by_user]] - 1 - np.arange(len(users))
+        return feat[torch.from_numpy(np.flatnonzero(self._ends_window(n_after)))]
 
     @cached_property
     def text_table(self) -> TextTable:

@@ -97,21 +97,24 @@ class Histories:
 
 
 def histories_of(dataset: Any) -> Histories:
-    """The histories of a (not yet split) sequential dataset, ours or RecBole's.
+    """The histories of a whole sequential dataset, ours or RecBole's, before or after `build`.
 
-    RecBole's dataset holds one row per prefix: the targets, and the first item in the row of length 1.
+    RecBole's dataset holds one row per prefix: the targets, and the first item in the user's first row. `build` sorts
+    the rows of all users together by time; the rows of one user stay in order. Users with one interaction are missing
+    there: they have no row.
     """
     own = getattr(dataset, "histories", None)
     if own is not None:
         histories: Histories = own
         return histories
-    feat, config = dataset.inter_feat, dataset.config
+    feat = dataset.inter_feat
     users = feat[dataset.uid_field].numpy()
-    first = (feat[config["ITEM_LIST_LENGTH_FIELD"]] == 1).numpy()
-    first_items = feat[dataset.iid_field + config["LIST_SUFFIX"]][:, 0].numpy()[first]
-    where = np.flatnonzero(first)  # the first item of a user goes before its first row
-    items = np.insert(feat[dataset.iid_field].numpy(), where, first_items)
-    return Histories.from_sorted(np.insert(users, where, users[first]), items, dataset.user_num)
+    with_rows, first_row = np.unique(users, return_index=True)
+    first_items = feat[dataset.iid_field + dataset.config["LIST_SUFFIX"]][:, 0].numpy()[first_row]
+    items = np.concatenate([first_items, feat[dataset.iid_field].numpy()])
+    users = np.concatenate([with_rows, users])
+    by_user = np.argsort(users, kind="stable")  # a user's first item stays before its targets
+    return Histories.from_sorted(users[by_user], items[by_user], dataset.user_num)
 
 
 def train_histories(histories: Histories, held_out: list[Any], uid_field: str) -> Histories:

@@ -80,6 +80,8 @@ def evaluates_with_history(config: Any, phase: str) -> bool:
             f"mask_history: needs full ranking, but eval_args.mode is {config['eval_args']['mode']}; "
             "set mask_history: False or mode: full"
         )
+    if config["benchmark_filename"]:
+        raise InputError("mask_history: files of benchmark_filename hold no whole histories; set mask_history: False")
     n_left_out(config["eval_args"]["split"], phase)  # raises for other splits
     return True
 

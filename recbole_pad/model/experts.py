@@ -10,10 +10,13 @@ from torch import Tensor, nn
 
 from recbole_pad.config import PADConfig
 from recbole_pad.model.backbone import Backbone
-from recbole_pad.model.items import AlignedVectors, Catalogue, IDVectors, TextVectors
+from recbole_pad.model.decayed_history import DecayedHistory
+from recbole_pad.model.items import AlignedVectors, Catalogue, IDVectors, TextVectors, UnitTextVectors
 from recbole_pad.nn.adapter import FUSIONS, TextAdapter
 from recbole_pad.phases import EXPERTS
 from recbole_pad.seeding import seeded
+
+_MATCH_LENGTH = 4.0  # a cosine of 1 scores 16: of the size of the trained experts' scores, so that the gate starts fair
 
 
 class Expert(nn.Module):
@@ -24,10 +27,15 @@ class Expert(nn.Module):
         backbone: the user encoder.
     """
 
-    def __init__(self, items: nn.Module, backbone: Backbone) -> None:
+    def __init__(self, items: nn.Module, backbone: Backbone | DecayedHistory) -> None:
         super().__init__()
         self.items = items
         self.backbone = backbone
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the expert has parameters at all."""
+        return any(True for _ in self.parameters())
 
     @torch.no_grad()
     def start_from(self, trained: Expert) -> None:
@@ -41,13 +49,15 @@ def build_expert(name: str, config: Any, dataset: Any, settings: PADConfig, cata
     """Build an expert; its start values depend on the seed and on its name alone.
 
     Args:
-        name: ``rec``, ``align`` or ``llm``.
+        name: ``rec``, ``align``, ``llm`` or ``match``.
         config: RecBole's config, for the backbone.
         dataset: RecBole's dataset, for the backbone.
         settings: PAD's settings.
         catalogue: counts, bins and text vectors of the items.
     """
     with seeded(settings.seed * len(EXPERTS) + EXPERTS.index(name)):
+        if name == "match":
+            return Expert(UnitTextVectors(catalogue, _MATCH_LENGTH), DecayedHistory(settings.match_decay))
         backbone = Backbone(settings.backbone, config, dataset, settings.positions)
         items = _ITEM_VECTORS[name](backbone, settings, catalogue)
         del backbone.initial_items

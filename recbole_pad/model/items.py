@@ -14,6 +14,8 @@ _N_RARE = 1000  # rarest seen items whose mean stands for an item without a trai
 class Catalogue(nn.Module):
     """What is known of the items before training; never stored in a checkpoint (`persistent=False`).
 
+    `log_frequency` is log(1 + train count), standardised over the items: shape (V,).
+
     Args:
         train_counts: train interactions of each item, shape (V,).
         bins: frequency bins, shape (V,).
@@ -26,6 +28,7 @@ class Catalogue(nn.Module):
     bins: Tensor
     counts: Tensor
     rare: Tensor
+    log_frequency: Tensor
     text_vectors: Tensor | None
 
     def __init__(self, train_counts: Tensor, bins: Tensor, text_vectors: Tensor | None) -> None:
@@ -37,6 +40,9 @@ class Catalogue(nn.Module):
         self.register_buffer("seen", seen, persistent=False)
         self.register_buffer("seen_ids", seen.nonzero().squeeze(1), persistent=False)
         self.register_buffer("item_ids", torch.arange(1, len(seen)), persistent=False)
+        log_counts = torch.log1p(train_counts.float())
+        log_frequency = (log_counts - log_counts[1:].mean()) / log_counts[1:].std().clamp(min=1e-6)
+        self.register_buffer("log_frequency", log_frequency, persistent=False)
         self.register_buffer("rare", order[: min(_N_RARE, int(seen.sum()))], persistent=False)
         self.register_buffer("text_vectors", text_vectors, persistent=False)
 
@@ -96,6 +102,19 @@ class TextVectors(nn.Module):
     def forward(self, item_ids: Tensor | None) -> Tensor:
         """Adapted text vectors of the items, or of all; (n, d); the padding item is zero."""
         return _without_padding(self.adapter(self._catalogue[0].text(item_ids)), item_ids)
+
+
+class UnitTextVectors(nn.Module):
+    """The frozen text vectors themselves, scaled to length `length` (expert 4, nothing trained)."""
+
+    def __init__(self, catalogue: Catalogue, length: float) -> None:
+        super().__init__()
+        self.length = length
+        self._catalogue = [catalogue]
+
+    def forward(self, item_ids: Tensor | None) -> Tensor:
+        """Vectors of the items, or of all; (n, D); the padding item is zero."""
+        return _without_padding(self.length * F.normalize(self._catalogue[0].text(item_ids), dim=1), item_ids)
 
 
 class AlignedVectors(nn.Module):

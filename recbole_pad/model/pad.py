@@ -16,12 +16,13 @@ from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 from torch import Tensor, nn
 
+from recbole_pad.backbones import backbone_spec
 from recbole_pad.config import PADConfig, phase_view
 from recbole_pad.model.experts import Expert, build_expert
 from recbole_pad.model.items import AlignedVectors, Catalogue
 from recbole_pad.model.negatives import NegativeSampler
 from recbole_pad.model.objectives import OBJECTIVES, Step
-from recbole_pad.nn.gate import FrequencyGate
+from recbole_pad.nn.gate import GATES
 from recbole_pad.nn.mmd import ALIGN_LOSSES
 from recbole_pad.nn.text_transforms import transform_text
 from recbole_pad.phases import PHASES, STARTS_FROM
@@ -47,9 +48,12 @@ class Positions:
     target: Tensor
     target_user: Tensor
 
-    def pick(self, states: Tensor) -> Tensor:
-        """The states that have a target: (B, N, d) or (B, d) -> (M, d)."""
-        return states if self.is_position is None else states[self.is_position]
+    def states(self, expert: Expert, table: Tensor, item_seq: Tensor) -> Tensor:
+        """The expert's user states that have a target, shape (M, d); `item_seq` holds rows of `table`."""
+        if self.is_position is None:
+            return expert.backbone.last_state(table, item_seq, self.item_seq_len, self.user)
+        states: Tensor = expert.backbone(table, item_seq, self.item_seq_len, self.user)
+        return states[self.is_position]
 
 
 class PAD(SequentialRecommender):
@@ -72,6 +76,7 @@ class PAD(SequentialRecommender):
         self.settings = PADConfig.read(config)
         self.phase_settings = {name: PADConfig.read(phase_view(config, name)) for name in self.settings.phases}
         self.phase = self.settings.phases[-1]
+        self.backbone_spec = backbone_spec(self.settings.backbone)
         self.trains_all_positions = dataset.train_rows == "sequences"
         members = {name for phase in self.settings.phases for name in self._members(phase)}
         self.catalogue = Catalogue(
@@ -82,7 +87,7 @@ class PAD(SequentialRecommender):
         self.experts = nn.ModuleDict(
             {name: build_expert(name, config, dataset, self.settings, self.catalogue) for name in sorted(members)}
         )
-        self.gate = FrequencyGate(
+        self.gate = GATES[self.settings.gate_form](
             self.settings.n_bins, self.settings.experts, self.settings.gate_norm, self.settings.gate_start
         )
         self.samplers = nn.ModuleDict(
@@ -172,20 +177,35 @@ class PAD(SequentialRecommender):
         return [self._expert(name).items(item_ids) for name in self._members(self.phase)]
 
     def _user_vectors(self, interaction: Interaction, tables: list[Tensor]) -> Tensor:
+        return torch.cat(self._expert_states(interaction, tables), dim=1)
+
+    def _expert_states(self, interaction: Interaction, tables: list[Tensor]) -> list[Tensor]:
         sequence = self._sequence(interaction)
         members = self._members(self.phase)
-        states = [
-            self._expert(name).backbone.last_state(table, *sequence)
-            for name, table in zip(members, tables, strict=True)
+        return [
+            self._expert(name).backbone.last_state(table, *sequence) for name, table in zip(members, tables, strict=True)
         ]
-        return torch.cat(states, dim=1)
+
+    def expert_tables(self) -> list[Tensor]:
+        """Item vectors of each expert of the present phase, without the gate: (V, d_k) each."""
+        return self._scoring_tables()[0]
+
+    def expert_states(self, interaction: Interaction) -> list[Tensor]:
+        """User states of each expert of the present phase: (B, d_k) each."""
+        return self._expert_states(interaction, self._scoring_tables()[0])
 
     def _fold(self, vectors: list[Tensor], item_ids: Tensor | None) -> Tensor:
         if len(vectors) == 1:
             return vectors[0]
-        bins = self.catalogue.bins if item_ids is None else self.catalogue.bins[item_ids]
-        weights = self.gate(bins)
+        weights = self.gate_weights(item_ids)
         return torch.cat([weights[:, k, None] * vector for k, vector in enumerate(vectors)], dim=1)
+
+    def gate_weights(self, item_ids: Tensor | None = None) -> Tensor:
+        """Weights of the configured experts for the items, or for all: shape (n, E)."""
+        bins, log_frequency = self.catalogue.bins, self.catalogue.log_frequency
+        if item_ids is not None:
+            bins, log_frequency = bins[item_ids], log_frequency[item_ids]
+        return self.gate(bins, log_frequency)
 
     # --- training ---------------------------------------------------------------------------------------------------
 
@@ -196,7 +216,7 @@ class PAD(SequentialRecommender):
         objective = OBJECTIVES[settings.loss]
         sampler = self.samplers[self.phase] if objective.needs_sampler else None
         negatives = objective.draw(sampler, positions.target_user, settings.n_negatives)
-        recommendation = objective.loss(self._step(positions, negatives, sampler))
+        recommendation = sum(objective.loss(step) for step in self._steps(positions, negatives, sampler))
         if not PHASES[self.phase].aligns or settings.mmd_weight == 0 or settings.align_loss == "none":
             return recommendation
         rows = self._alignment_rows(interaction, positions, negatives)
@@ -205,7 +225,7 @@ class PAD(SequentialRecommender):
     def _sequence(self, interaction: Interaction) -> tuple[Tensor, Tensor, Tensor]:
         """(item_seq, item_seq_len, user); item_seq is trimmed to its longest row where the backbone allows it."""
         item_seq, item_seq_len = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
-        if not self._expert(self._members(self.phase)[0]).backbone.spec.fixed_length:
+        if not self.backbone_spec.fixed_length:
             item_seq = item_seq[:, : int(item_seq_len.max())]
         return item_seq, item_seq_len, interaction[self.USER_ID]
 
@@ -221,33 +241,41 @@ class PAD(SequentialRecommender):
             item_seq, item_seq_len, user, is_position, following[is_position], user[:, None].expand_as(item_seq)[is_position]
         )
 
-    def _step(self, positions: Positions, negatives: Tensor | None, sampler: NegativeSampler | None) -> Step:
-        """User states and item vectors of one step; only the step's own items are computed unless all are needed."""
+    def _steps(self, positions: Positions, negatives: Tensor | None, sampler: NegativeSampler | None) -> list[Step]:
+        """What the loss needs: of the gated mixture, or of each trained expert by itself (`expert_loss: separate`).
+
+        Only the step's own items are computed, unless all are needed.
+        """
         item_ids, local = None, _identity
         if negatives is not None:
             padding = positions.item_seq.new_zeros(1)
             used = [padding, positions.item_seq.flatten(), positions.target, negatives.flatten()]
             item_ids = torch.unique(torch.cat(used))
             local = _Places(item_ids)
-        tables = self._tables(item_ids)
-        item_seq = local(positions.item_seq)
-        states = [
-            positions.pick(
-                self._expert(name).backbone(table, item_seq, positions.item_seq_len, positions.user)
-            )
-            for name, table in zip(self._members(self.phase), tables, strict=True)
-        ]
         only_seen = self.phase_settings[self.phase].negatives == "seen"
-        return Step(
-            states=torch.cat(states, dim=1),
-            vectors=self._fold(tables, item_ids),
-            target=local(positions.target),
-            negatives=None if negatives is None else local(negatives),
-            target_ids=positions.target,
-            negative_ids=negatives,
-            softmax_ids=self.catalogue.seen_ids if only_seen else self.catalogue.item_ids,
-            sampler=sampler,
-        )
+        item_seq = local(positions.item_seq)
+
+        def step(states: Tensor, vectors: Tensor) -> Step:
+            return Step(
+                states=states,
+                vectors=vectors,
+                target=local(positions.target),
+                negatives=None if negatives is None else local(negatives),
+                target_ids=positions.target,
+                negative_ids=negatives,
+                softmax_ids=self.catalogue.seen_ids if only_seen else self.catalogue.item_ids,
+                sampler=sampler,
+            )
+
+        experts = [self._expert(name) for name in self._members(self.phase)]
+        separate = self.settings.expert_loss == "separate" and len(experts) > 1
+        if separate:
+            experts = [expert for expert in experts if expert.is_trained]
+        tables = [expert.items(item_ids) for expert in experts]
+        states = [positions.states(expert, table, item_seq) for expert, table in zip(experts, tables, strict=True)]
+        if separate:
+            return [step(own, table) for own, table in zip(states, tables, strict=True)]
+        return [step(torch.cat(states, dim=1), self._fold(tables, item_ids))]
 
     def _alignment_rows(self, interaction: Interaction, positions: Positions, negatives: Tensor | None) -> Tensor:
         """Item ids whose text and ID vectors are compared: distinct items, or every slot with padding (published)."""

@@ -1,7 +1,8 @@
-"""The frequency gate: how much each expert's score counts for an item, by the item's frequency bin."""
+"""The frequency gate: how much each expert's score counts for an item, by how often the item was seen in training."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -28,19 +29,31 @@ def softmax_norm(logits: Tensor) -> Tensor:
     return torch.softmax(logits, dim=-1)
 
 
-GATE_NORMS: dict[str, Callable[[Tensor], Tensor]] = {"sigmoid": sigmoid_norm, "softmax": softmax_norm}
+def softplus_norm(logits: Tensor) -> Tensor:
+    """log(1 + exp(a_k)) / (E log 2) over the last axis: (..., E) -> (..., E), positive, 1/E at a = 0.
+
+    Not normalised: the sum may differ from 1 by item, so the gate also sets how sharp an item's scores are. Ours.
+    """
+    return F.softplus(logits) / (logits.size(-1) * math.log(2))
+
+
+GATE_NORMS: dict[str, Callable[[Tensor], Tensor]] = {
+    "softplus": softplus_norm,
+    "sigmoid": sigmoid_norm,
+    "softmax": softmax_norm,
+}
 EQUAL = "equal"
 
 
 class FrequencyGate(nn.Module):
-    """One learnable logit per frequency bin and expert; weights of an item sum to 1 over the experts.
+    """One learnable logit per frequency bin and expert; with a published norm, an item's weights sum to 1.
 
     Args:
         n_bins: number of frequency bins, >= 1; bin 1 is the most frequent, bin `n_bins` the rarest, bin 0
             padding.
         experts: their names, in the order of the columns.
         norm: a word of `GATE_NORMS`; published: sigmoid.
-        start: expert -> (first, last), its logits run linearly from bin 1 to bin `n_bins`; entries of experts
+        start: expert -> [first, last], its logits run linearly from bin 1 to bin `n_bins`; entries of experts
             that are not in `experts` are not used. Published: rec (1, 0), align (-4, -5), llm (0, 1). Or the
             word "equal": all 0.
 
@@ -68,9 +81,52 @@ class FrequencyGate(nn.Module):
             logits[1:, column] = torch.linspace(first, last, n_bins)
         self.logits = nn.Parameter(logits)
 
-    def forward(self, bins: Tensor) -> Tensor:
-        """Weights of the experts for items in these bins: int64 (...) -> (..., E), each row sums to 1."""
+    def forward(self, bins: Tensor, log_frequency: Tensor | None = None) -> Tensor:
+        """Weights of the experts for items in these bins: int64 (...) -> (..., E); `log_frequency` is not read."""
         return self.norm(F.embedding(bins, self.logits, padding_idx=0))
+
+
+class LogFrequencyGate(nn.Module):
+    """Logits that are linear in an item's standardised log frequency: two numbers per expert instead of one per bin.
+
+    Few enough to be fitted on a small validation set, and the only form that tells never-seen items from rare ones.
+
+    Args:
+        n_bins: not read; the constructor is `FrequencyGate`'s.
+        experts: their names, in the order of the columns.
+        norm: a word of `GATE_NORMS`.
+        start: expert -> [first, last], the logits at log frequency +1 and -1 standard deviations; or "equal".
+
+    Attributes:
+        level: logits at the mean log frequency, shape (E,).
+        slope: change of the logits per standard deviation of log frequency, shape (E,).
+
+    Raises:
+        InputError: as `FrequencyGate`.
+
+    Source: ours; docs/decisions.md, "Gate".
+    """
+
+    def __init__(
+        self, n_bins: int, experts: Sequence[str], norm: str, start: Mapping[str, Sequence[float]] | str
+    ) -> None:
+        super().__init__()
+        if not experts:
+            raise InputError("a gate needs at least one expert")
+        self.norm = pick(GATE_NORMS, norm, what="gate_norm")
+        ends = torch.tensor([_ends(start, expert) for expert in experts], dtype=torch.float32)
+        self.level = nn.Parameter(ends.mean(dim=1))
+        self.slope = nn.Parameter((ends[:, 0] - ends[:, 1]) / 2)
+
+    def forward(self, bins: Tensor, log_frequency: Tensor) -> Tensor:
+        """Weights of the experts: standardised log frequency (...) -> (..., E); `bins` is not read."""
+        return self.norm(self.level + log_frequency[..., None] * self.slope)
+
+
+GATES: dict[str, type[FrequencyGate] | type[LogFrequencyGate]] = {
+    "bins": FrequencyGate,
+    "log_frequency": LogFrequencyGate,
+}
 
 
 def _ends(start: Mapping[str, Sequence[float]] | str, expert: str) -> tuple[float, float]:

@@ -1,0 +1,48 @@
+"""Histories, training rows and training positions from the lines of an .inter file, one user and item at a time."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+
+Interaction = tuple[str, float]  # item, time
+
+
+def as_float32(time: float) -> float:
+    return struct.unpack("f", struct.pack("f", time))[0]
+
+
+def histories(file: Path) -> dict[str, list[Interaction]]:
+    """Each user's interactions in time order (times are float32 in RecBole), equal times in file order."""
+    users: dict[str, list[Interaction]] = {}
+    for line in file.read_text().splitlines()[1:]:
+        user, item, time = line.split("\t")[:3]
+        users.setdefault(user, []).append((item, as_float32(float(time))))
+    return {user: sorted(history, key=lambda entry: entry[1]) for user, history in users.items()}
+
+
+def held_out(history: Sequence[Interaction], n_left_out: int) -> int:
+    """How many last interactions are held out: at most `n_left_out`, and two (one row) stay in training."""
+    return max(0, min(n_left_out, len(history) - 2))
+
+
+def windows(history: Sequence[Interaction], max_length: int) -> list[list[Interaction]]:
+    """Pieces [inputs..., target] from the newest backwards; each interaction but the first is once not the first."""
+    pieces = []
+    end = len(history) - 1
+    while end >= 1:
+        start = max(0, end - max_length)
+        pieces.append(list(history[start : end + 1]))
+        end -= max_length
+    return pieces
+
+
+def positions(item_seq: list[list[int]], target: list[int]) -> list[tuple[int, int, int]]:
+    """(row, t, item that follows position t) of right-padded rows whose sequence goes on with `target`."""
+    result = []
+    for row, items in enumerate(item_seq):
+        real = [item for item in items if item != 0]
+        following = [*real[1:], target[row]]
+        result += [(row, t, item) for t, item in enumerate(following)]
+    return result

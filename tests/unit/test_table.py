@@ -1,0 +1,83 @@
+from typing import Any
+
+from recbole_pad.evaluation.table import result_table
+
+
+def entry(n: int, hit: float = 0.0, ndcg: float = 0.0) -> dict[str, Any]:
+    return {"n": n, "hit@10": hit, "ndcg@10": ndcg} if n else {"n": 0}
+
+
+def phase(masked: dict[str, Any], unmasked: dict[str, Any], **frequency: dict[str, Any]) -> dict[str, Any]:
+    groups = {name: {"n": 0} for name in ("0", "1-5", "6-10", "11-20", "21-50", "51-100", ">100")} | frequency
+    return {
+        "seconds": 12.6,
+        "test": {
+            "masked": {"all": masked, "frequency": groups},
+            "unmasked": {"all": unmasked, "frequency": groups},
+        },
+    }
+
+
+PAD_REPORT = {
+    "model": "PAD",
+    "backbone": "GRU4Rec",
+    "dataset": "tiny",
+    "test_result": {"hit@10": 0.5},
+    "phases": {
+        "pretrain": phase(entry(8, 0.25, 0.125), entry(8, 0.125, 0.0625)),
+        "finetune": phase(
+            entry(8, 0.5, 0.2),
+            entry(8, 0.5, 0.1),
+            **{"0": entry(1, 1.0, 0.4), "1-5": entry(3, 1 / 3, 0.0), ">100": entry(4, 0.75, 0.5)},
+        ),
+    },
+}
+STOCK = {
+    **PAD_REPORT,
+    "model": "SASRec",
+    "backbone": None,
+    "phases": {"train": phase(entry(8, 1.0, 1.0), entry(0))},
+}
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_one_line_for_each_model_and_phase_in_order():
+    lines = result_table([PAD_REPORT, STOCK]).splitlines()
+    assert lines[0].startswith("tiny, test, full ranking")
+    assert [cells(line)[:2] for line in lines[4:]] == [
+        ["PAD (GRU4Rec)", "pretrain"],
+        ["PAD (GRU4Rec)", "finetune"],
+        ["SASRec", "train"],
+    ]
+    assert {len(cells(line)) for line in lines[2:]} == {7}
+
+
+def test_numbers_are_percent_with_two_digits():
+    line = result_table([PAD_REPORT]).splitlines()[5]
+    assert cells(line)[2:4] == ["50.00 / 20.00", "50.00 / 10.00"]
+    assert cells(line)[5:] == ["75.00 / 50.00", "13"]
+
+
+def test_cold_targets_are_averaged_over_rows_not_over_groups():
+    """1 row with hit 1 and 3 rows with hit 1/3: 2 of 4 hit; ndcg 0.4 / 4."""
+    assert cells(result_table([PAD_REPORT]).splitlines()[5])[4] == "50.00 / 10.00"
+
+
+def test_a_group_without_targets_shows_no_number():
+    assert cells(result_table([PAD_REPORT]).splitlines()[4])[4:6] == ["no targets", "no targets"]
+    assert cells(result_table([STOCK]).splitlines()[4])[3] == "no targets"
+
+
+def test_a_split_without_group_metrics_shows_recboles_own_result():
+    report = {**STOCK, "phases": {"train": {"seconds": 1.0}}}
+    assert "{'hit@10': 0.5}" in result_table([report])
+
+
+def test_the_split_can_be_chosen():
+    report = {**STOCK, "phases": {"train": {"seconds": 1.0, "valid": STOCK["phases"]["train"]["test"]}}}
+    table = result_table([report], split="valid")
+    assert table.splitlines()[0].startswith("tiny, valid")
+    assert cells(table.splitlines()[4])[2] == "100.00 / 100.00"
