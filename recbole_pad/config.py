@@ -111,10 +111,13 @@ class PADConfig:
             chosen = getattr(self, key)
             for word in chosen if isinstance(chosen, list) else [chosen]:
                 pick(dict.fromkeys(table), word, key)
+        whole = {field.name for field in fields(self) if field.type == "int"}
         for key, (low, high) in _RANGES.items():
-            value = getattr(self, key)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-                raise InputError(f"{key}: {value!r} is not a number in [{low}, {high}]")
+            value, kind = getattr(self, key), "a whole number" if key in whole else "a number"
+            if not _is_number(value, key in whole) or not low <= value <= high:
+                raise InputError(f"{key}: {value!r} is not {kind} in [{low}, {high}]")
+        if not self.mmd_bandwidths or not all(_is_number(alpha) and alpha > 0 for alpha in self.mmd_bandwidths):
+            raise InputError(f"mmd_bandwidths: {self.mmd_bandwidths} must be numbers > 0, at least one")
         for key in ("phases", "experts"):
             chosen = getattr(self, key)
             if not chosen or len(set(chosen)) != len(chosen):
@@ -122,6 +125,10 @@ class PADConfig:
         order = [name for name in _WORDS["phases"] if name in self.phases]
         if self.phases != order:
             raise InputError(f"phases: {self.phases} must keep the order {order}")
+
+
+def _is_number(value: Any, is_whole: bool = False) -> bool:
+    return isinstance(value, int if is_whole else (int, float)) and not isinstance(value, bool)
 
 
 _WORDS: dict[str, tuple[str, ...]] = {

@@ -189,7 +189,7 @@ def _config(
         return Config(model=model, dataset=dataset, config_file_list=config_file_list, config_dict=settings)
     except InputError:
         raise
-    except ValueError as error:  # RecBole's word for settings that do not go together
+    except (ValueError, SyntaxError) as error:  # RecBole's words for settings that do not go together, or come twice
         raise InputError(str(error)) from error
 
 

@@ -20,6 +20,8 @@ from torch import Tensor
 from recbole_pad.backbones import BACKBONES, UNSUPPORTED, backbone_spec, train_rows_of
 from recbole_pad.errors import InputError
 from recbole_pad.model.backbone import Backbone
+from recbole_pad.model.pad import PAD
+from recbole_pad.trainer import PADTrainer
 
 WITH_POSITIONS = [name for name, spec in BACKBONES.items() if spec.position_table]
 CAUSAL = [name for name, spec in BACKBONES.items() if spec.rows == "sequences"]
@@ -51,7 +53,6 @@ def pair(prepared: Callable[..., Any]) -> Callable[..., Any]:
 
     def make(name: str, positions: str = "absolute") -> tuple[Backbone, Tensor, Any]:
         settings, _, train, *_ = prepared(dataset="chain", backbone=name, positions=positions)
-        # CORE is stock CE; every other default of a stock model is left alone
         stock_settings, _, stock_train, *_ = prepared(name, dataset="chain", train_neg_sample_args=None)
         seed()
         ours = Backbone(name, settings, train._dataset, positions).eval()
@@ -80,7 +81,9 @@ def batch(n_rows: int = 6, n_columns: int = 8) -> tuple[Tensor, Tensor, Tensor]:
     return seq * (torch.arange(n_columns) < length[:, None]), length, torch.arange(1, n_rows + 1)
 
 
-def random_backbone(prepared: Callable[..., Any], name: str, positions: str = "auto") -> tuple[Backbone, Tensor]:
+def random_backbone(
+    prepared: Callable[..., Any], name: str, positions: str = "auto"
+) -> tuple[Backbone, Tensor]:
     """A backbone with weights away from their start values, and a table of item vectors."""
     settings, _, train, *_ = prepared(dataset="chain", backbone=name, positions=positions)
     seed()
@@ -113,10 +116,14 @@ def test_the_state_with_absolute_positions_is_recboles(pair, name: str):
 def test_the_score_of_all_items_is_recboles(pair, prepared, name: str):
     ours, table, stock = pair(name)
     interaction = next(iter(prepared(name, dataset="chain", train_neg_sample_args=None)[4]))[0]
-    state = ours.last_state(table, interaction["item_id_list"], interaction["item_length"], interaction["user_id"])
+    state = ours.last_state(
+        table, interaction["item_id_list"], interaction["item_length"], interaction["user_id"]
+    )
     vectors = torch.nn.functional.normalize(table, dim=-1) if name == "CORE" else table
     expected = stock.full_sort_predict(interaction)
-    torch.testing.assert_close(state @ vectors.T, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+    torch.testing.assert_close(
+        state @ vectors.T, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item()
+    )
 
 
 @pytest.mark.parametrize("name", BACKBONES)
@@ -151,7 +158,9 @@ def test_recency_is_left_padding_with_positions_from_the_right(pair):
     got = ours(table, seq, length, user)
     for row, n in enumerate(length.tolist()):
         torch.testing.assert_close(got[row, :n], expected[row, n_columns - n :], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(ours.last_state(table, seq, length, user), expected[:, -1], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        ours.last_state(table, seq, length, user), expected[:, -1], rtol=1e-4, atol=1e-5
+    )
 
 
 @torch.no_grad()
@@ -166,7 +175,9 @@ def test_recency_is_recboles_model_with_its_position_table_turned_round(pair, na
     got = ours.last_state(table, seq, length, user)
     for row, n in enumerate(length.tolist()):
         position_table[:n] = original[:n].flip(0)
-        expected = stock_state(name, stock, seq[row : row + 1, :n], length[row : row + 1], user[row : row + 1])
+        expected = stock_state(
+            name, stock, seq[row : row + 1, :n], length[row : row + 1], user[row : row + 1]
+        )
         torch.testing.assert_close(got[row : row + 1], expected, rtol=1e-4, atol=1e-5)
 
 
@@ -238,7 +249,9 @@ def test_a_state_does_not_depend_on_the_padding(prepared, name: str):
     seq, length, user = batch(n_rows=4, n_columns=5)
     wider = torch.nn.functional.pad(seq, (0, 3))
     expected = backbone.last_state(table, seq, length, user)
-    torch.testing.assert_close(backbone.last_state(table, wider, length, user), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        backbone.last_state(table, wider, length, user), expected, rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("name", BACKBONES)
@@ -262,8 +275,6 @@ def test_no_table_stays_in_the_module(prepared, name: str):
     expected = backbone.last_state(table.requires_grad_(), *batch())
     assert backbone.lookup.weight is None
     assert backbone.lookup.num_embeddings == 0
-    sizes = {value.size(0) for path, value in backbone.state_dict().items() if "user_embedding" not in path}
-    assert not sizes & {N_ITEMS, N_ITEMS + 1}
     torch.testing.assert_close(copy.deepcopy(backbone).last_state(table, *batch()), expected, rtol=0, atol=0)
     with pytest.raises(AssertionError, match="outside"):
         backbone.core.item_embedding(torch.tensor([1]))
@@ -332,3 +343,62 @@ def test_rows_follow_the_backbone():
         else:
             with pytest.raises(InputError, match=f"train_rows: sequences .* {name} does not give"):
                 train_rows_of("sequences", name)
+
+
+# --- a known answer --------------------------------------------------------------------------------------------------
+
+# Epochs at learning rate 0.01 and whether history is masked. CORE, SINE and HGN mix the vectors of the history into the
+# state, so that items of the history score best: the ring shows behind them, once they are masked.
+LEARNS = {
+    "SASRec": (15, "recbole"),
+    "GRU4Rec": (20, "recbole"),
+    "BERT4Rec": (25, "recbole"),
+    "NARM": (12, "recbole"),
+    "Caser": (40, "recbole"),
+    "CORE": (8, "pad"),
+    "LightSANs": (5, "recbole"),
+    "FEARec": (5, "recbole"),
+    "STAMP": (15, "recbole"),
+    "SINE": (30, "pad"),
+    "HGN": (12, "pad"),
+}
+
+
+def reciprocal_rank_on_the_ring(prepared: Callable[..., Any], **changes: Any) -> float:
+    """Train on `chain`, where item k is always followed by k + 1, and return the MRR of the test targets."""
+    quiet: dict[str, Any] = {
+        "stopping_step": 100,
+        "valid_metric": "MRR@10",
+        "train_batch_size": 32,
+        "learning_rate": 0.01,
+    }
+    if changes["backbone"] == "BERT4Rec":
+        quiet["n_layers"] = 1  # two layers fall into a collapsed solution for some seeds
+    if BACKBONES[changes["backbone"]].position_table or changes["backbone"] in ("LightSANs", "FEARec"):
+        quiet |= {"hidden_dropout_prob": 0.0, "attn_dropout_prob": 0.0}
+    settings, _, train, valid, test = prepared(dataset="chain", **quiet, **changes)
+    model = PAD(settings, train._dataset)
+    trainer = PADTrainer(settings, model)
+    assert trainer.evaluate(test, load_best_model=False)["mrr@10"] < 0.3
+    trainer.fit(train, valid, verbose=False, saved=False)
+    assert model.phase == changes["phases"][-1]
+    return float(trainer.evaluate(test, load_best_model=False)["mrr@10"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BACKBONES)
+def test_every_backbone_learns_that_k_is_followed_by_k_plus_1(prepared, name: str):
+    epochs, protocol = LEARNS[name]
+    reached = reciprocal_rank_on_the_ring(
+        prepared, backbone=name, phases=["pretrain"], epochs=epochs, protocol=protocol
+    )
+    assert reached > 0.9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gate_fit", ["valid", "train"])
+def test_three_phases_learn_that_k_is_followed_by_k_plus_1(prepared, gate_fit: str):
+    reached = reciprocal_rank_on_the_ring(
+        prepared, backbone="SASRec", phases=["pretrain", "align", "finetune"], epochs=12, gate_fit=gate_fit
+    )
+    assert reached > 0.9

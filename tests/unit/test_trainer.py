@@ -66,7 +66,7 @@ def files_below(folder: Path) -> set[str]:
     return {str(path) for path in paths if path.parts[0] not in ("log", "log_tensorboard")}
 
 
-# --- one phase alone -----------------------------------------------------------------------------------------------
+# --- one phase alone ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("phase", PHASE_NAMES)
@@ -85,7 +85,7 @@ def test_a_phase_moves_its_own_parameters_and_no_others(phase: str, build: Build
 def test_the_best_weights_are_in_the_model_after_fit(
     phase: str, in_folder: bool, build: Build, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
-    run = build(epochs=4, stopping_step=9)
+    run = build(epochs=4, stopping_step=9, gate_fit="train")
     force_scores(monkeypatch, [0.1, 0.5, 0.3, 0.2])
     epochs: list[dict[str, torch.Tensor]] = []
     trainer = PHASE_TRAINERS[phase](run.config, run.model, RunFolder(tmp_path / "run") if in_folder else None)
@@ -165,7 +165,7 @@ def test_the_recorded_loss_is_the_mean_over_the_batches(build: Build, monkeypatc
     assert trainer.record.train_loss == [pytest.approx(sum(seen) / len(seen))]
 
 
-# --- optimizer and phase settings ----------------------------------------------------------------------------------
+# --- optimizer and phase settings -----------------------------------------------------------------
 
 
 def test_the_gate_has_its_own_rate_and_no_weight_decay(build: Build):
@@ -238,7 +238,21 @@ def test_tensorboard_tags_name_the_phase(build: Build, monkeypatch: pytest.Monke
     assert {tag.split("/")[0] for tag in tags} == set(PHASE_NAMES)
 
 
-# --- PADTrainer ----------------------------------------------------------------------------------------------------
+# --- PADTrainer -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_a_gate_fitted_on_validation_data_leaves_the_experts_as_they_are(saved: bool, build: Build):
+    ends = {}
+    for fit in ("train", "valid"):
+        run = build(gate_fit=fit, gate_learning_rate=0.0)
+        trainer = PADTrainer(run.config, run.model)
+        trainer.fit(run.train, run.valid, saved=saved)
+        trainer.enter_phase("finetune")
+        ends[fit] = copy_of(run.model)
+    changed = moved(ends["train"], ends["valid"])
+    assert changed
+    assert all(name.startswith("gate.") for name in changed)
 
 
 @pytest.mark.parametrize("saved", [True, False])
@@ -258,7 +272,7 @@ def test_each_phase_can_be_entered_again_with_its_best_weights(saved: bool, buil
 
 def test_the_best_weights_pass_on_to_the_next_phase(build: Build, monkeypatch: pytest.MonkeyPatch):
     """Pre-training is best at epoch 0 of 3; alignment starts from those ID vectors and that encoder."""
-    run = build(epochs=3, stopping_step=9)
+    run = build(epochs=3, stopping_step=9, gate_fit="train")
     force_scores(monkeypatch, [0.5, 0.2, 0.1] * 3)
     best: dict[str, torch.Tensor] = {}
 
@@ -285,7 +299,7 @@ def test_the_best_weights_pass_on_to_the_next_phase(build: Build, monkeypatch: p
 def test_the_test_result_is_that_of_the_last_phases_best_weights(
     build: Build, monkeypatch: pytest.MonkeyPatch
 ):
-    run = build(epochs=3, stopping_step=9)
+    run = build(epochs=3, stopping_step=9, gate_fit="train")
     force_scores(monkeypatch, [0.5, 0.2, 0.1] * 3)
     results: list[dict[str, float]] = []
 
@@ -314,7 +328,7 @@ def test_saved_true_writes_the_phases_and_the_model_into_one_folder(build: Build
     run = build(text_vectors_dir=str(tmp_path / "log" / "vectors"))
     trainer = PADTrainer(run.config, run.model)
     trainer.fit(run.train, run.valid)
-    folder = trainer.folder.path.relative_to(tmp_path)
+    folder = trainer.folder.path  # relative to the present folder, as checkpoint_dir is
     assert files_below(tmp_path) == {
         str(folder / name) for name in ("pretrain.pth", "align.pth", "finetune.pth", "model.pth")
     }

@@ -1,0 +1,290 @@
+"""The commands: in fresh processes, and their refusals in this one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import recbole_pad.quick_start
+from recbole_pad.__main__ import main, run_recbole_main
+from recbole_pad.errors import InputError
+
+SCRIPTS = Path(sys.executable).parent  # the console scripts of this environment
+
+
+def command(*words: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "COLUMNS": "120"}
+    return subprocess.run(
+        [str(word) for word in words], cwd=cwd, env=environment, capture_output=True, text=True, timeout=240
+    )
+
+
+def flags(settings: dict[str, Any]) -> list[str]:
+    return [f"--{key}={value}" for key, value in settings.items()]
+
+
+# --- fresh processes ------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "changes"), [("PAD", {"align.epochs": 1}), ("SASRec", {"train_neg_sample_args": None})]
+)
+def test_run_recbole_trains_a_model_and_prints_its_table(
+    model: str, changes: dict[str, Any], settings: Callable[..., dict[str, Any]], tmp_path: Path
+):
+    asked = settings(model, checkpoint_dir="runs", **changes)
+    done = command(SCRIPTS / "run_recbole", f"--model={model}", "-d", "tiny", *flags(asked), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "runs").iterdir()
+    report = json.loads((folder / "result.json").read_text())
+    assert report["model"] == model
+    assert report["seed"] == asked["seed"]
+    assert [phase["epochs"] for phase in report["phases"].values()] == ([2, 1, 2] if model == "PAD" else [2])
+    assert Path(done.stdout.splitlines()[-1].removeprefix("run folder: ")) == folder.relative_to(tmp_path)
+    rows = [line.split("|")[1:3] for line in done.stdout.splitlines() if line.startswith(f"| {model}")]
+    assert [phase.strip() for _, phase in rows] == list(report["phases"])
+    hits = report["phases"][list(report["phases"])[-1]]["test"]["masked"]["all"]["hit@10"]
+    assert f"{100 * hits:.2f} / " in done.stdout
+
+
+@pytest.mark.slow
+def test_a_refusal_is_one_line_and_exit_code_2(data_path: Path, tmp_path: Path):
+    done = command(
+        sys.executable, "-m", "recbole_pad", "run", "--dataset=tiny", f"--data_path={data_path}",
+        "--adapter_layer=1", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: unknown config key 'adapter_layer' (did you mean 'adapter_layers'?)")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_help_names_the_commands(tmp_path: Path):
+    done = command(sys.executable, "-m", "recbole_pad", "--help", cwd=tmp_path)
+    assert done.returncode == 0
+    assert done.stderr == ""
+    assert all(f"\n    {name}" in done.stdout for name in ("run", "encode", "quickstart"))
+
+
+@pytest.mark.slow
+def test_encode_makes_the_vectors_that_a_run_then_uses(
+    data_path: Path, settings: Callable[..., dict[str, Any]], tmp_path: Path
+):
+    words = [
+        "encode",
+        "--dataset=tiny",
+        f"--data_path={data_path}",
+        "--text_encoder=tfidf",
+        "--text_fields=title,kind",
+    ]
+    done = command(SCRIPTS / "recbole-pad", *words, "--text_vectors_dir=vectors", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (file,) = (tmp_path / "vectors").glob("*.npy")
+    assert f"text vectors: {file.relative_to(tmp_path)}" in done.stdout
+    assert np.load(file).shape[0] == 25
+    before = file.stat().st_mtime_ns
+    asked = settings(text_vectors_dir="vectors", text_fields=["title", "kind"], epochs=1)
+    report = recbole_pad.quick_start.run_recbole("PAD", "tiny", config_dict=asked, saved=False)["report"]
+    assert [path.stat().st_mtime_ns for path in (tmp_path / "vectors").glob("*.npy")] == [before]
+    assert report["text_vectors"] == sha256(file.read_bytes()).hexdigest()
+
+
+# --- refusals, in this process --------------------------------------------------------------------
+
+
+@pytest.fixture
+def refused(
+    data_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
+    """``refused(*words)``: `run_recbole` with these arguments ends with code 2; its one line of error."""
+
+    def run(*words: str) -> str:
+        quiet = ["--state=ERROR", "--show_progress=False", "--text_encoder=tfidf"]
+        place = [] if any(word.startswith("--data_path") for word in words) else [f"--data_path={data_path}"]
+        monkeypatch.setattr(sys, "argv", ["run_recbole", *place, *words, *quiet])
+        capsys.readouterr()
+        code = run_recbole_main()
+        printed = capsys.readouterr()
+        assert code == 2
+        assert printed.out == ""
+        (line,) = printed.err.splitlines()
+        assert line.startswith("error: ")
+        return line.removeprefix("error: ")
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["--model=PDA"], ["model: 'PDA'", "did you mean 'PAD'?"]),
+        (["--model=SASRek"], ["model: 'SASRek'", "did you mean 'SASRec'?"]),
+        (["--dataset=tinny"], ["tinny/tinny.inter does not exist", "did you mean 'tiny'?", "chain, tiny"]),
+        (["--dataset=tiny", "--data_path=nowhere"], ["nowhere/tiny/tiny.inter", "nowhere holds no dataset"]),
+        (["--dataset=tiny", "--backbone=GRU4rec"], ["backbone: 'GRU4rec'", "did you mean 'GRU4Rec'?"]),
+        (["--dataset=tiny", "--backbone=TransRec"], ["backbone: TransRec cannot serve", "inner product"]),
+        (["--dataset=tiny", "--mmd_wieght=1"], ["'mmd_wieght'", "did you mean 'mmd_weight'?"]),
+        (["--dataset=tiny", "--aling.loss=bce"], ["'aling.loss'", "did you mean 'align.loss'?"]),
+        (["--dataset=tiny", "--loss=bec"], ["loss: 'bec'", "did you mean 'bce'?"]),
+        (["--dataset=tiny", "--mmd_weight=-1"], ["mmd_weight: -1"]),
+        (["--dataset=tiny", "--protocol=pda"], ["protocol: 'pda'", "did you mean 'pad'?"]),
+        (["--dataset=tiny", "--config_files=one.yaml two.yaml"], ["config_files: one.yaml does not exist"]),
+        (["--dataset=tiny", "--epochs=2", "--epochs=3"], ["duplicate", "epochs"]),
+        (["--dataset=tiny", "--epochs"], ["'--epochs'", "--key=value"]),
+        (["--dataset=tiny", "epochs=3"], ["'epochs=3'", "--key=value"]),
+        (["--dataset=tiny", "--checkpoint_dir=a=b"], ["'--checkpoint_dir=a=b'", "--key=value"]),
+        (["--dataset=tiny", "--phases=['align','pretrain']"], ["phases", "must keep the order"]),
+        (["--dataset=tiny", "--init_checkpoint=no.pth"], ["no.pth: no such file"]),
+        (["--dataset=tiny", "--resume=no-folder"], ["resume: no-folder is not a folder"]),
+        (["--dataset=tiny", "--model=SASRec"], ["train_neg_sample_args", "should be None"]),
+    ],
+    ids=lambda value: " ".join(value),
+)  # fmt: skip
+def test_a_wrong_argument_is_named_with_what_would_be_right(
+    words: list[str], parts: list[str], refused: Callable[..., str]
+):
+    message = refused(*([] if words[0].startswith("--dataset") else ["--dataset=tiny"]), *words)
+    for part in parts:
+        assert part in message
+
+
+def test_encode_refuses_what_it_does_not_know(capsys: pytest.CaptureFixture[str]):
+    assert main(["encode", "--dataset=tiny", "--epochs=3"]) == 2
+    assert (
+        capsys.readouterr().err == "error: encode does not know --epochs=3; see recbole-pad encode --help\n"
+    )
+
+
+def test_encode_refuses_a_dataset_that_is_not_there(capsys: pytest.CaptureFixture[str]):
+    assert main(["encode", "--dataset=tiny", "--data_path=nowhere", "--text_encoder=tfidf"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert "nowhere/tiny/tiny.item" in line
+
+
+def test_a_wrong_command_is_refused_by_the_parser(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as info:
+        main(["rnu"])
+    assert info.value.code == 2
+    assert "invalid choice: 'rnu'" in capsys.readouterr().err
+
+
+def test_errors_that_are_not_the_users_keep_their_traceback(monkeypatch: pytest.MonkeyPatch):
+    def broken(*args: Any, **kwargs: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(recbole_pad.quick_start, "run", broken)
+    with pytest.raises(ZeroDivisionError):
+        main(["run"])
+
+
+# --- arguments ------------------------------------------------------------------------------------
+
+
+def test_the_flags_are_those_of_recboles_script(monkeypatch: pytest.MonkeyPatch):
+    calls: list[Any] = []
+
+    def run(*args: Any, **kwargs: Any) -> None:
+        calls.append((args, kwargs, sys.argv[1:]))
+
+    monkeypatch.setattr(recbole_pad.quick_start, "run", run)
+    words = "-m SASRec -d beauty --nproc 2 --ip=1.2.3.4 --port=99 --world_size 4 --group_offset=2".split()
+    assert main(["run", *words, "--config_files", "a.yaml b.yaml", "--epochs=3"]) == 0
+    assert main(["run"]) == 0
+    several = {"nproc": 2, "world_size": 4, "ip": "1.2.3.4", "port": "99", "group_offset": 2}
+    single = {"nproc": 1, "world_size": -1, "ip": "localhost", "port": "5678", "group_offset": 0}
+    assert calls == [
+        (("SASRec", "beauty", ["a.yaml", "b.yaml"]), several, ["--epochs=3"]),
+        (("PAD", "ml-100k", None), single, []),
+    ]
+
+
+# --- several processes ----------------------------------------------------------------------------
+
+
+def test_more_processes_than_gpus_are_refused(refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch):
+    """RecBole would fail in every process, with an AssertionError or an error of NCCL."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: True)
+    message = refused("--dataset=tiny", "--nproc=2")
+    assert message.startswith("nproc: 2 processes need 2 GPUs")
+    assert "NCCL" in message
+    assert "leave nproc at 1" in message
+
+
+def test_processes_without_nccl_are_refused(refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: False)
+    assert "NCCL" in refused("--dataset=tiny", "--nproc=2")
+
+
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """A machine that seems to have two GPUs; what would be spawned is recorded instead."""
+    spawned: list[Any] = []
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # RecBole's Config sets it
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: True)
+    monkeypatch.setattr(
+        torch.multiprocessing, "spawn", lambda *args, **kwargs: spawned.append((args, kwargs))
+    )
+    return spawned
+
+
+def test_fewer_named_gpus_than_processes_are_refused(refused: Callable[..., str], two_gpus: list[Any]):
+    assert "gpu_id: '0' names too few GPUs for nproc 2; set --gpu_id=0,1" in refused(
+        "--dataset=tiny", "--nproc=2"
+    )
+    assert two_gpus == []
+
+
+def test_a_wrong_dataset_is_refused_before_processes_are_started(
+    refused: Callable[..., str], two_gpus: list[Any]
+):
+    assert "did you mean 'tiny'?" in refused("--dataset=tinny", "--nproc=2", "--gpu_id=0,1")
+    assert two_gpus == []
+
+
+def test_every_process_runs_the_plugins_function(
+    settings: Callable[..., dict[str, Any]], two_gpus: list[Any]
+):
+    asked = settings(gpu_id="0,1")
+    recbole_pad.quick_start.run("PAD", "tiny", config_dict=asked, nproc=2, port="99", saved=False)
+    (((function,), kwargs),) = two_gpus
+    assert function is recbole_pad.quick_start.run_recboles
+    assert (kwargs["nprocs"], kwargs["join"]) == (2, True)
+    *names, options = kwargs["args"]
+    assert names == ["PAD", "tiny", None]
+    assert options["saved"] is False
+    added = {"nproc": 2, "world_size": 2, "ip": "localhost", "port": "99", "offset": 0}
+    assert options["config_dict"] == {**asked, **added}
+
+
+def test_a_process_gets_its_rank(monkeypatch: pytest.MonkeyPatch):
+    calls: list[Any] = []
+    monkeypatch.setattr(
+        recbole_pad.quick_start, "run_recbole", lambda *args, **kwargs: calls.append((args, kwargs))
+    )
+    given = {"config_dict": {"nproc": 2}, "queue": None}
+    recbole_pad.quick_start.run_recboles(1, "PAD", "tiny", None, given)
+    assert calls == [(("PAD", "tiny", None), {"config_dict": {"nproc": 2, "local_rank": 1}, "queue": None})]
+    with pytest.raises(ValueError, match="must be a dict"):
+        recbole_pad.quick_start.run_recboles(1, "PAD", "tiny", None)
+
+
+def test_a_model_name_is_checked_before_anything_is_read():
+    with pytest.raises(InputError, match="did you mean 'BERT4Rec'"):
+        recbole_pad.quick_start.run_recbole("BERTRec", "no-such-dataset")

@@ -1,0 +1,349 @@
+"""Settings: what is refused and how, what a phase sees, and that every key is documented and read."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import recbole
+import yaml
+from recbole.config import Config
+from recbole.utils import argument_list
+
+import recbole_pad
+from recbole_pad import config as config_module
+from recbole_pad.compat import _NUMPY_ALIASES
+from recbole_pad.config import FIRST_READ_IN, PHASE_KEYS, PADConfig, phase_view
+from recbole_pad.errors import InputError
+from recbole_pad.phases import PHASES
+
+ROOT = Path(recbole_pad.__file__).parent
+PROPERTIES = Path(config_module.resources.files("recbole_pad.properties").joinpath("model", "PAD.yaml"))
+PROTOCOLS = PROPERTIES.parent.parent / "protocol"
+RECBOLE = Path(recbole.__file__).parent
+
+
+def defaults() -> dict[str, Any]:
+    return yaml.safe_load(PROPERTIES.read_text())
+
+
+def refusal(make: Any, **changes: Any) -> str:
+    """The message with which a setting is refused, while the config is made or when it is read."""
+    with pytest.raises(InputError) as error:
+        PADConfig.read(make(**changes))
+    return str(error.value)
+
+
+# --- unknown keys ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("typo", "meant"),
+    [
+        ("mmd_wieght", "mmd_weight"),
+        ("backbnoe", "backbone"),
+        ("learning_rates", "learning_rate"),
+        ("align.mmd_wieght", "align.mmd_weight"),
+        ("n_head", "n_heads"),
+        ("mask_histroy", "mask_history"),
+    ],
+)
+def test_an_unknown_key_is_refused_with_the_nearest_known_one(config, typo: str, meant: str):
+    assert f"unknown config key {typo!r} (did you mean {meant!r}?)" in refusal(config, **{typo: 1})
+
+
+def test_a_key_like_no_other_is_refused_without_a_guess(config):
+    message = refusal(config, zzzzzzzz=1)
+    assert "unknown config key 'zzzzzzzz'" in message
+    assert "did you mean" not in message
+
+
+@pytest.mark.parametrize("program", ["run_recbole", "/usr/bin/recbole-pad", "/x/recbole_pad/__main__.py"])
+def test_our_commands_refuse_an_unknown_argument(config, monkeypatch, program: str):
+    monkeypatch.setattr(sys, "argv", [program, "--align.learning_rat=0.1"])
+    message = refusal(config)
+    assert "'align.learning_rat' (did you mean 'align.learning_rate'?)" in message
+
+
+def test_arguments_of_other_programs_are_not_ours_to_refuse(config, monkeypatch):
+    """Every RecBole config reads sys.argv: under pytest, --cov=x would be a key. A near miss of a PAD key still is."""
+    monkeypatch.setattr(sys, "argv", ["pytest", "--cov=somewhere", "--junitxml=x.xml"])
+    assert config()["cov"] == "somewhere"
+    monkeypatch.setattr(sys, "argv", ["script.py", "--mmd_weihgt=0.1"])
+    assert "did you mean 'mmd_weight'" in refusal(config)
+
+
+def test_arguments_win_over_the_dict_and_are_typed(config, monkeypatch):
+    arguments = ["--mmd_weight=0.5", "--align.epochs=3", "--experts=['rec','llm']"]
+    monkeypatch.setattr(sys, "argv", ["run_recbole", *arguments])
+    settings = config(mmd_weight=0.1)
+    assert PADConfig.read(settings).mmd_weight == 0.5
+    assert PADConfig.read(settings).experts == ["rec", "llm"]
+    assert PADConfig.read(phase_view(settings, "align")).epochs == 3
+
+
+def test_a_stock_model_keeps_unknown_keys_but_not_a_misspelt_protocol_key(config):
+    stock = {"model": "SASRec", "train_neg_sample_args": None}
+    assert config(**stock, mine_alone=3)["mine_alone"] == 3
+    assert config(**stock, backbone="GRU4Rec")["backbone"] == "GRU4Rec"  # settings shared with PAD
+    with pytest.raises(InputError, match="did you mean 'mask_history'"):
+        config(**stock, mask_histroy=False)
+
+
+@pytest.mark.parametrize("key", [f"{phase}.{key}" for phase in PHASES for key in PHASE_KEYS])
+def test_every_phase_key_is_accepted_and_is_a_known_setting(config, key: str):
+    settings = config()
+    assert key.split(".")[1] in settings.final_config_dict
+    assert config(**{key: settings[key.split(".")[1]]})
+
+
+def test_keys_that_no_phase_reads_have_no_override(config):
+    assert "'align.n_bins'" in refusal(config, **{"align.n_bins": 3})
+
+
+def test_loss_type_is_refused_and_names_our_key(config):
+    assert "loss_type: PAD's loss is set by the key `loss`" in refusal(config, loss_type="BPR")
+
+
+# --- values ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", config_module._WORDS)
+def test_an_unknown_word_is_refused_naming_the_key_and_the_words(config, key: str):
+    wrong = ["nothing"] if isinstance(defaults()[key], list) else "nothing"
+    message = refusal(config, **{key: wrong})
+    assert message.startswith(f"{key}: 'nothing' is not known")
+    assert str(defaults()[key][0] if isinstance(wrong, list) else defaults()[key]) in message
+
+
+@pytest.mark.parametrize("key", config_module._RANGES)
+def test_a_number_out_of_range_is_refused_naming_the_key_and_the_range(config, key: str):
+    low, high = config_module._RANGES[key]
+    for wrong in (low - 1, high * 2 + 1, "'many'", True, float("nan"), [1]):
+        assert re.search(rf"^{key}: .*\[{low}, {high}\]", refusal(config, **{key: wrong})), wrong
+    for right in (low, high):
+        assert getattr(PADConfig.read(config(**{key: right})), key) == right
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        field.name
+        for field in fields(PADConfig)
+        if field.type == "int" and isinstance(yaml.safe_load(PROPERTIES.read_text()).get(field.name), int)
+    ],
+)
+def test_a_count_must_be_a_whole_number(config, key: str):
+    assert refusal(config, **{key: 2.5}).startswith(f"{key}: 2.5")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"phases": ["align", "pretrain"]}, r"phases: .* must keep the order \['pretrain', 'align'\]"),
+        ({"phases": ["finetune", "pretrain", "align"]}, "phases: .* must keep the order"),
+        ({"phases": []}, "phases: .* at least one"),
+        ({"phases": ["align", "align"]}, "phases: .* each once"),
+        ({"experts": []}, "experts: .* at least one"),
+        ({"experts": ["rec", "rec"]}, "experts: .* each once"),
+        ({"backbone": "BPR"}, "backbone: 'BPR' is not known"),
+        ({"protocol": "rebcole"}, r"protocol: 'rebcole' .*\(did you mean 'recbole'\?\)"),
+        ({"mmd_kernel": "gausian"}, r"mmd_kernel: 'gausian' .*\(did you mean 'gaussian'\?\)"),
+        ({"n_bins": None}, "missing or null: n_bins"),
+        ({"mmd_bandwidths": [0.5, 0]}, r"mmd_bandwidths: \[0.5, 0\] must be numbers > 0"),
+        ({"mmd_bandwidths": []}, "mmd_bandwidths: .* at least one"),
+    ],
+)
+def test_what_cannot_run_is_refused_before_it_starts(config, changes: dict[str, Any], message: str):
+    assert re.search(message, refusal(config, **changes))
+
+
+def test_a_bad_value_of_one_phase_is_refused_naming_the_key(config):
+    settings = config(**{"align.learning_rate": -1})
+    PADConfig.read(settings)
+    with pytest.raises(InputError, match=r"learning_rate: -1"):
+        PADConfig.read(phase_view(settings, "align"))
+
+
+def test_one_word_stands_for_a_list_of_one(config):
+    settings = PADConfig.read(
+        config(phases="pretrain", experts="rec", text_fields="title", mmd_bandwidths=1.0)
+    )
+    assert (settings.phases, settings.experts) == (["pretrain"], ["rec"])
+    assert (settings.text_fields, settings.mmd_bandwidths) == (["title"], [1.0])
+
+
+# --- phases ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_phase_sees_its_own_value_and_nobody_else_does(config):
+    settings = config(**{"learning_rate": 0.5, "align.learning_rate": 0.25, "finetune.epochs": 9})
+    rates = {phase: PADConfig.read(phase_view(settings, phase)).learning_rate for phase in PHASES}
+    assert rates == {"pretrain": 0.5, "align": 0.25, "finetune": 0.5}
+    assert phase_view(settings, "finetune")["epochs"] == 9
+    assert (settings["learning_rate"], settings["epochs"]) == (0.5, 2)
+
+
+def test_a_change_of_a_phase_view_stays_in_it(config):
+    settings = config()
+    view = phase_view(settings, "align")
+    view["epochs"] = 77
+    assert settings["epochs"] == 2
+
+
+# --- protocols and defaults ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", ["PAD", "SASRec"])
+@pytest.mark.parametrize(("protocol", "masked"), [("pad", True), ("recbole", False)])
+def test_a_protocol_sets_the_same_evaluation_for_every_sequential_model(config, model, protocol, masked):
+    settings = config(model, protocol=protocol, train_neg_sample_args=None, eval_batch_size=64)
+    assert settings["mask_history"] is masked
+    expected = yaml.safe_load((PROTOCOLS / f"{protocol}.yaml").read_text())
+    assert {key: settings[key] for key in expected if key != "eval_batch_size"} == {
+        key: value for key, value in expected.items() if key != "eval_batch_size"
+    }
+
+
+def test_the_user_wins_over_protocol_and_property_files(config):
+    settings = config(mask_history=False, topk=[3], learner="sgd", n_layers=7)
+    values = [settings[key] for key in ("mask_history", "topk", "learner", "n_layers")]
+    assert values == [False, [3], "sgd", 7]
+
+
+@pytest.mark.parametrize("backbone", ["GRU4Rec", "BERT4Rec", "NARM"])
+def test_defaults_of_the_backbone_arrive_below_ours(config, backbone: str):
+    theirs = yaml.safe_load((RECBOLE / "properties" / "model" / f"{backbone}.yaml").read_text())
+    settings = config(backbone=backbone)
+    ours = {*defaults(), *settings.external_config_dict}
+    rest = {key: value for key, value in theirs.items() if key not in ours}
+    assert rest
+    assert all(settings[key] == value for key, value in rest.items() if not isinstance(value, str))
+    assert settings["transform"] is None  # BERT4Rec's own would mask our rows
+
+
+def test_the_time_column_of_an_unknown_dataset_is_loaded(config):
+    assert config()["load_col"]["inter"] == ["user_id", "item_id", "timestamp"]
+    own = {"inter": ["user_id", "item_id"], "item": ["item_id"]}
+    assert config(load_col=own)["load_col"] == own
+
+
+def test_a_general_model_is_left_alone(config):
+    settings = config("BPR")
+    assert settings["mask_history"] is None
+    assert settings["load_col"]["inter"] == ["user_id", "item_id"]
+
+
+_STOCK_CONFIGS = """
+import json, sys
+import numpy as np
+for old, new in {aliases}.items():
+    if not hasattr(np, old):
+        setattr(np, old, getattr(np, new))
+from recbole.config import Config
+configs = [Config(model, dataset, config_dict=changes).final_config_dict for model, dataset, changes in {cases}]
+assert not [name for name in sys.modules if name.startswith("recbole_pad")]
+print("RESULT" + json.dumps(configs, default=str))
+"""
+
+
+@pytest.mark.slow
+def test_without_a_protocol_a_stock_config_is_as_without_the_plugin(tmp_path: Path):
+    """Against a process that never imports the plugin; the names that numpy 2 lacks are given to RecBole there."""
+    cases = [
+        ("SASRec", "ml-100k", {"train_neg_sample_args": None}),
+        ("SASRec", "x", {"loss_type": "BPR", "epochs": 3}),
+        ("BPR", "x", {}),
+    ]
+    code = _STOCK_CONFIGS.format(aliases=_NUMPY_ALIASES, cases=cases)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    ours = [Config(model, dataset, config_dict=dict(changes)) for model, dataset, changes in cases]
+    expected = json.loads(done.stdout.split("RESULT")[1])
+    assert json.loads(json.dumps([config.final_config_dict for config in ours], default=str)) == expected
+
+
+# --- the property files ----------------------------------------------------------------------------------------------
+
+
+def documented_keys(file: Path) -> dict[str, str]:
+    """Each key of a property file, with its comment."""
+    return dict(re.findall(r"^([\w.]+):.*?\s#\s*(.*)$", file.read_text(), flags=re.MULTILINE))
+
+
+@pytest.mark.parametrize("file", [PROPERTIES, *sorted(PROTOCOLS.glob("*.yaml"))], ids=lambda file: file.name)
+def test_every_key_has_a_comment_that_begins_with_its_type(file: Path):
+    comments = documented_keys(file)
+    keys = yaml.safe_load(file.read_text())
+    assert set(comments) == set(keys)
+    fixed = {"train_neg_sample_args", "transform"}  # not to be set: the comment says why
+    without_type = [key for key, comment in comments.items() if not re.match(r"\(.+?\)", comment)]
+    assert set(without_type) <= fixed
+    assert all(keys[key] is None for key in without_type)
+
+
+def test_every_key_is_a_setting_of_pad_or_of_recbole_or_read_by_name():
+    recbole_keys = {
+        *yaml.safe_load((RECBOLE / "properties" / "overall.yaml").read_text()),
+        *yaml.safe_load((RECBOLE / "properties" / "dataset" / "sample.yaml").read_text()),
+        *argument_list.training_arguments,
+        *argument_list.evaluation_arguments,
+    }
+    source = "\n".join(path.read_text() for path in ROOT.rglob("*.py"))
+    read_by_name = set(re.findall(r"config\[\"([\w.]+)\"\]", source))
+    keys = {
+        *defaults(),
+        *(key for file in PROTOCOLS.glob("*.yaml") for key in yaml.safe_load(file.read_text())),
+    }
+    assert keys - {field.name for field in fields(PADConfig)} - recbole_keys - read_by_name == set()
+
+
+def test_every_setting_of_pad_is_read_somewhere():
+    """A field that only `PADConfig` itself mentions does nothing."""
+    source = "\n".join(path.read_text() for path in ROOT.rglob("*.py") if path.name != "config.py")
+    source += Path(config_module.__file__).read_text().split("def read(")[1].split("_WORDS:")[0]
+    through_recbole = {
+        "learner",
+        "learning_rate",
+        "weight_decay",
+        "epochs",
+        "stopping_step",
+        "bucket_by_length",
+    }
+    for field in fields(PADConfig):
+        if field.name not in through_recbole:
+            assert re.search(rf"(ettings|self|\])\.{field.name}\b", source), field.name
+    assert 'config["bucket_by_length"]' in source
+
+
+def test_every_setting_of_pad_has_a_default():
+    assert {field.name for field in fields(PADConfig)} - set(defaults()) == {
+        "seed"
+    }  # RecBole's, with its default
+    assert all(defaults()[field.name] is not None for field in fields(PADConfig) if field.name != "seed")
+
+
+def test_the_defaults_are_allowed(config):
+    settings = {field.name: getattr(PADConfig.read(config()), field.name) for field in fields(PADConfig)}
+    untouched = set(defaults()) & set(settings) - set(config().external_config_dict)
+    assert len(untouched) > 30
+    assert {key: settings[key] for key in untouched} == {key: defaults()[key] for key in untouched}
+
+
+def test_keys_named_for_phases_are_settings():
+    names = {field.name for field in fields(PADConfig)}
+    assert set(PHASE_KEYS) - names == {"eval_step", "clip_grad_norm", "train_batch_size", "enable_amp"}
+    for keys in FIRST_READ_IN.values():
+        assert set(keys) <= names
