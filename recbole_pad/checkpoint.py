@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import uuid
 from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -19,6 +18,7 @@ from recbole_pad.errors import InputError
 from recbole_pad.phases import PHASES
 
 FORMAT = "recbole_pad checkpoint 1"
+T = TypeVar("T")
 
 # Keys that change where and how a run happens, but not its numbers.
 _NOT_FINGERPRINTED = set(
@@ -35,7 +35,7 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # not mkstemp: its files are private
     try:
         write(temporary)
-        os.replace(temporary, path)
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -122,6 +122,23 @@ def file_digest(path: Path) -> str:
         raise InputError(f"{path}: no such file")
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def from_first_process(config: Any, make: Callable[[], T]) -> T:
+    """What `make` returns; in a distributed run it is called in the first process only, for all of them."""
+    if config["single_spec"]:
+        return make()
+    is_first = int(config["local_rank"]) + int(config["offset"]) == 0
+    made: list[Any] = [make() if is_first else None]
+    torch.distributed.broadcast_object_list(made)
+    result: T = made[0]
+    return result
+
+
+def wait_for_all(config: Any) -> None:
+    """In a distributed run, wait until every process is here: what the first one writes is there then."""
+    if not config["single_spec"]:
+        torch.distributed.barrier()
 
 
 class RunFolder:

@@ -18,7 +18,7 @@ from recbole.utils import ModelType
 from recbole_pad.backbones import backbone_spec
 from recbole_pad.errors import InputError
 from recbole_pad.nn.adapter import ACTIVATIONS, FUSIONS
-from recbole_pad.nn.gate import GATE_NORMS, GATES
+from recbole_pad.nn.gate import EQUAL, GATE_NORMS, GATES
 from recbole_pad.nn.kernels import KERNELS
 from recbole_pad.nn.losses import LOSSES
 from recbole_pad.nn.mmd import ALIGN_LOSSES
@@ -77,6 +77,7 @@ class PADConfig:
     gate_fit: str
     match_decay: float
     expert_loss: str
+    retrain_experts: bool
     learner: str
     learning_rate: float
     weight_decay: float
@@ -118,6 +119,8 @@ class PADConfig:
                 raise InputError(f"{key}: {value!r} is not {kind} in [{low}, {high}]")
         if not self.mmd_bandwidths or not all(_is_number(alpha) and alpha > 0 for alpha in self.mmd_bandwidths):
             raise InputError(f"mmd_bandwidths: {self.mmd_bandwidths} must be numbers > 0, at least one")
+        if self.gate_start != EQUAL and not _are_ends(self.gate_start):
+            raise InputError(f"gate_start: {self.gate_start!r} is neither {EQUAL!r} nor {{expert: [frequent, rare]}}")
         for key in ("phases", "experts"):
             chosen = getattr(self, key)
             if not chosen or len(set(chosen)) != len(chosen):
@@ -129,6 +132,13 @@ class PADConfig:
 
 def _is_number(value: Any, is_whole: bool = False) -> bool:
     return isinstance(value, int if is_whole else (int, float)) and not isinstance(value, bool)
+
+
+def _are_ends(start: Any) -> bool:
+    """Whether this is {expert: [number, number], ...}."""
+    return isinstance(start, Mapping) and all(
+        isinstance(ends, (list, tuple)) and len(ends) == 2 and all(map(_is_number, ends)) for ends in start.values()
+    )
 
 
 _WORDS: dict[str, tuple[str, ...]] = {
@@ -185,7 +195,8 @@ FIRST_READ_IN = {
         "infonce_temperature"
     ).split(),
     "finetune": (
-        "experts n_bins gate_form gate_norm gate_start gate_learning_rate gate_fit match_decay expert_loss"
+        "experts n_bins gate_form gate_norm gate_start gate_learning_rate gate_fit match_decay expert_loss "
+        "retrain_experts"
     ).split(),
 }
 

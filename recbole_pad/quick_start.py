@@ -65,20 +65,24 @@ def run(
     return None if queue.empty() else queue.get()
 
 
-def _check_processes(nproc: int, model: str, dataset: str, files: list[str] | None, settings: dict[str, Any] | None) -> None:
+def _check_processes(
+    nproc: int, model: str, dataset: str, files: list[str] | None, settings: dict[str, Any] | None
+) -> None:
     """Refuse here what RecBole refuses in each spawned process by an AssertionError or an error of NCCL."""
     n_gpus = torch.cuda.device_count()
     if n_gpus < nproc or not torch.distributed.is_nccl_available():
         raise InputError(
-            f"nproc: {nproc} processes need {nproc} GPUs, RecBole's distributed training runs on CUDA with NCCL only; "
-            f"there are {n_gpus} usable ones here: leave nproc at 1"
+            f"nproc: {nproc} processes need {nproc} GPUs, RecBole's distributed training runs on CUDA with NCCL "
+            f"only; there are {n_gpus} usable ones here: leave nproc at 1"
         )
     check_model(model)
     config = _config(model, dataset, files, settings)
     check_dataset(config)
     if len(config["gpu_id"].split(",")) < nproc:
         every = ",".join(map(str, range(nproc)))
-        raise InputError(f"gpu_id: {config['gpu_id']!r} names too few GPUs for nproc {nproc}; set --gpu_id={every}")
+        raise InputError(
+            f"gpu_id: {config['gpu_id']!r} names too few GPUs for nproc {nproc}; set --gpu_id={every}"
+        )
 
 
 def run_recboles(rank: int, *args: Any) -> None:
@@ -141,12 +145,13 @@ def run_recbole(
     trainer = get_trainer(config["MODEL_TYPE"], model)(config, network)
     started = time.monotonic()
     if saved and not isinstance(trainer, PADTrainer):
-        folder = RunFolder.create(config, f"seed{config['seed']}")
+        folder = checkpoint.from_first_process(config, lambda: RunFolder.create(config, f"seed{config['seed']}"))
         trainer.saved_model_file = str(folder.model_file)
     best_valid_score, best_valid_result = trainer.fit(
         train_data, valid_data, saved=saved, show_progress=config["show_progress"]
     )
     record = _stock_record(trainer, len(train_data), time.monotonic() - started)
+    checkpoint.wait_for_all(config)
     test_result = trainer.evaluate(test_data, load_best_model=saved, show_progress=config["show_progress"])
 
     report = {
@@ -189,7 +194,7 @@ def _config(
         return Config(model=model, dataset=dataset, config_file_list=config_file_list, config_dict=settings)
     except InputError:
         raise
-    except (ValueError, SyntaxError) as error:  # RecBole's words for settings that do not go together, or come twice
+    except (ValueError, SyntaxError) as error:  # settings that do not go together, or come twice
         raise InputError(str(error)) from error
 
 

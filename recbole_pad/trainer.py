@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from recbole_pad import checkpoint
 from recbole_pad.checkpoint import RunFolder
 from recbole_pad.config import PADConfig, phase_view
+from recbole_pad.data.drift import drift_weights
+from recbole_pad.data.frequency import frequency_group
 from recbole_pad.errors import InputError
 from recbole_pad.model.gate_fit import fit_gate
 from recbole_pad.phases import PHASES
@@ -69,6 +71,8 @@ class PhaseTrainer(Trainer):
         model.phase = self.phase
         self.settings = PADConfig.read(phase_view(config, self.phase))
         super().__init__(phase_view(config, self.phase), model)
+        if not model.learns():
+            self.epochs = self.eval_step = 0  # all experts are taken as they are, at most the gate is fitted
         self.tensorboard = _TaggedWriter(self.tensorboard, self.phase)
         self.folder = folder
         self.fingerprint = fingerprint
@@ -80,12 +84,11 @@ class PhaseTrainer(Trainer):
 
     def _build_optimizer(self, **kwargs: Any) -> Any:
         """RecBole's optimizer over the phase's own parameters; the gate has its own rate and no weight decay."""
-        modules = self.model.trained_modules()
-        gate = modules.pop("gate", None)
-        groups: list[dict[str, Any]] = [{"params": [p for module in modules.values() for p in module.parameters()]}]
-        if gate is not None:
+        experts = [self.model.experts[name] for name in self.model.learning_experts()]
+        groups: list[dict[str, Any]] = [{"params": [p for expert in experts for p in expert.parameters()]}]
+        if "gate" in self.model.phase_modules():
             rate = self.settings.gate_learning_rate
-            groups.append({"params": list(gate.parameters()), "lr": rate, "weight_decay": 0.0})
+            groups.append({"params": list(self.model.gate.parameters()), "lr": rate, "weight_decay": 0.0})
         return super()._build_optimizer(params=groups, **kwargs)
 
     def fit(
@@ -133,7 +136,7 @@ class PhaseTrainer(Trainer):
     def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
         """Called by RecBole's loop when the validation score is the best so far: keep the weights."""
         self.record.best_epoch = epoch
-        states = {name: module.state_dict() for name, module in self.model.trained_modules().items()}
+        states = {name: module.state_dict() for name, module in self.model.phase_modules().items()}
         if self.folder is None:
             self._best = {
                 name: {key: value.detach().clone() for key, value in state.items()} for name, state in states.items()
@@ -165,7 +168,7 @@ class PhaseTrainer(Trainer):
             "cur_step": self.cur_step,
             "best_valid_score": float(self.best_valid_score),
             "best_valid_result": _floats(self.best_valid_result),
-            "modules": {name: module.state_dict() for name, module in self.model.trained_modules().items()},
+            "modules": {name: module.state_dict() for name, module in self.model.phase_modules().items()},
             "optimizer": self.optimizer.state_dict(),
             "rng": rng_state(),
         }
@@ -201,7 +204,7 @@ class PhaseTrainer(Trainer):
 
     def _load_best(self) -> None:
         if self.folder is not None:
-            self._wait_for_writer()
+            checkpoint.wait_for_all(self.config)
             self._best = checkpoint.load(self.folder.phase_file(self.phase), self.device)["modules"]
         if self._best is None:
             raise ValueError(f"phase {self.phase}: no epoch had a usable value of {self.config['valid_metric']} (NaN?)")
@@ -215,12 +218,8 @@ class PhaseTrainer(Trainer):
         """Mark the phase's file as finished; it holds the weights that the model now has."""
         self._note_progress()
         if self.folder is not None and self._writes:
-            states = {name: module.state_dict() for name, module in self.model.trained_modules().items()}
+            states = {name: module.state_dict() for name, module in self.model.phase_modules().items()}
             checkpoint.save(self.folder.phase_file(self.phase), {**self._header(finished=True), "modules": states})
-
-    def _wait_for_writer(self) -> None:
-        if not self.config["single_spec"]:
-            torch.distributed.barrier()
 
 
 class PretrainTrainer(PhaseTrainer):
@@ -247,9 +246,12 @@ class FinetuneTrainer(PhaseTrainer):
     def _after_training(self, valid_data: Any) -> None:
         if self.settings.gate_fit != "valid" or not valid_data or len(self.settings.experts) < 2:
             return
-        loss = fit_gate(self.model, valid_data, self.settings.seed)
+        dataset = valid_data._dataset
+        by_group = drift_weights(dataset.train_histories, dataset.item_num)
+        weights = torch.from_numpy(by_group[frequency_group(dataset.train_counts)]).float()
+        fit_gate(self.model, valid_data, weights, self.settings.seed)
         self.best_valid_score, self.best_valid_result = self._valid_epoch(valid_data)
-        self.logger.info(f"gate fitted on validation data: cross entropy {loss:.4f}, {self.best_valid_result}")
+        self.logger.info(f"gate fitted on validation data (in-sample): {_floats(self.best_valid_result)}")
 
 
 PHASE_TRAINERS: dict[str, type[PhaseTrainer]] = {
@@ -291,24 +293,29 @@ class PADTrainer(Trainer):
         """
         dataset = train_data._dataset
         names = {phase: checkpoint.fingerprint(self.config, dataset, phase) for phase in self.settings.phases}
-        self.folder = self._open_folder(names[self.settings.phases[-1]]) if saved else None
+        last_name = names[self.settings.phases[-1]]
+        if saved:
+            self.folder = checkpoint.from_first_process(self.config, lambda: self._open_folder(last_name))
         trained = self._load_initial()
         for phase in self.settings.phases:
             self.model.phase = phase
             self.model.start_experts(trained)
             trainer = PHASE_TRAINERS[phase](self.config, self.model, self.folder, names[phase])
-            if not self._reuse(trainer):
-                self.logger.info(f"phase {phase}: training {', '.join(self.model.trained_modules())}")
+            reused = self._reuse(trainer)
+            checkpoint.wait_for_all(self.config)  # nobody may look at files of a phase that another has begun
+            if not reused:
+                self.logger.info(f"phase {phase}: training {', '.join(self.model.phase_modules())}")
                 trainer.fit(train_data, valid_data, verbose, saved, show_progress, callback_fn)
                 self._to_cache(trainer)
             self.records[phase] = trainer.record
             if self.folder is None:
                 self._states[phase] = _copies(self.model)
-            trained |= {name.removeprefix("experts.") for name in self.model.trained_modules()}
-        if self.folder is not None and trainer._writes:
+            trained |= {name.removeprefix("experts.") for name in self.model.phase_modules()}
+        if self.folder is not None:
             self.saved_model_file = str(self.folder.model_file)
-            checkpoint.write_whole(self.folder.model_file, self._save_recbole_checkpoint)
-            self.folder.last_file.unlink(missing_ok=True)
+            if trainer._writes:
+                checkpoint.write_whole(self.folder.model_file, self._save_recbole_checkpoint)
+                self.folder.last_file.unlink(missing_ok=True)
         last = self.records[self.settings.phases[-1]]
         self.best_valid_score, self.best_valid_result = last.best_valid_score, last.best_valid_result
         return last.best_valid_score, last.best_valid_result
@@ -388,7 +395,7 @@ class PADTrainer(Trainer):
     def _to_cache(self, trainer: PhaseTrainer) -> None:
         if not self.config["phase_cache"] or not trainer._writes:
             return
-        states = {name: module.state_dict() for name, module in self.model.trained_modules().items()}
+        states = {name: module.state_dict() for name, module in self.model.phase_modules().items()}
         checkpoint.save(self._places(trainer)[-1], {**trainer._header(finished=True), "modules": states})
 
     def _save_recbole_checkpoint(self, path: Path) -> None:
@@ -436,7 +443,7 @@ def _fits(model: nn.Module, name: str) -> bool:
 def _copies(model: Any) -> ModuleStates:
     return {
         name: {key: value.detach().clone() for key, value in module.state_dict().items()}
-        for name, module in model.trained_modules().items()
+        for name, module in model.phase_modules().items()
     }
 
 

@@ -51,23 +51,35 @@ def split_ranks(trainer: Any, loader: Any, histories: Histories, left_out: int) 
         left_out: see `histories.n_left_out`.
 
     Returns:
-        ``target``: item ids; ``unmasked`` and ``masked``: ranks from 1 (ties share their mean; a masked target has
-        rank inf); each of shape (n_rows,).
+        ``user`` and ``target``: ids; ``unmasked`` and ``masked``: ranks from 1 (ties share their mean; a masked
+        target has rank inf); each of shape (n_rows,).
     """
     trainer.model.eval()
     trainer.tot_item_num = loader._dataset.item_num
     if trainer.item_tensor is None:
         trainer.item_tensor = loader._dataset.get_item_feature().to(trainer.device)
-    parts: dict[str, list[np.ndarray]] = {"target": [], "unmasked": [], "masked": []}
+    parts: dict[str, list[np.ndarray]] = {"user": [], "target": [], "unmasked": [], "masked": []}
     for interaction, _, positive_u, positive_i in loader:
         _, scores, _, _ = trainer._full_sort_batch_eval((interaction, None, positive_u, positive_i))
-        rows, items = histories.pairs(interaction[loader.uid_field].cpu(), left_out)
+        users = interaction[loader.uid_field].cpu()
+        rows, items = histories.pairs(users, left_out)
         device = scores.device
         unmasked, masked = target_ranks(scores, positive_i.to(device), rows.to(device), items.to(device))
+        parts["user"].append(users.numpy())
         parts["target"].append(positive_i.numpy())
         parts["unmasked"].append(unmasked.cpu().numpy())
         parts["masked"].append(masked.cpu().numpy())
-    return {name: np.concatenate(arrays) if arrays else np.zeros(0) for name, arrays in parts.items()}
+    ranks = {name: np.concatenate(arrays) if arrays else np.zeros(0) for name, arrays in parts.items()}
+    return ranks if trainer.config["single_spec"] else _of_all_processes(ranks)
+
+
+def _of_all_processes(ranks: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Join the shares; RecBole's sampler repeats rows to make them equal, but a user has one held-out row."""
+    shares: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(shares, ranks)
+    joined = {name: np.concatenate([share[name] for share in shares]) for name in ranks}
+    _, first = np.unique(joined["user"], return_index=True)
+    return {name: values[first] for name, values in joined.items()}
 
 
 def evaluate_split(

@@ -1,13 +1,14 @@
 """The gate fitted on validation data, the experts frozen: their own training data overrate what they memorised.
 
 In training, an ID expert knows the items of a cold bin by heart, so a gate learned there trusts it; on held-out
-interactions it does not. A few numbers fitted on validation rows see the difference. Source: ours (docs/decisions.md);
-the same is reported for LLM-ESR, whose trained gates are neutral and whose inference-time routing gains.
+interactions it does not know them. A few numbers fitted on validation rows see the difference. First by cross entropy,
+which finds the region, then by a smooth NDCG, which is what counts. Rows are weighted by how the frequency of targets
+drifts from one step to the next (`drift_weights`). Source: ours, docs/decisions.md, "Gate".
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +21,8 @@ from recbole_pad.model.pad import PAD
 _MAX_ROWS = 50_000  # validation rows used
 _MAX_ITEMS = 20_000  # candidates per epoch, the targets of a batch added
 _BATCH_ROWS = 256
-_EPOCHS = 6
 _LEARNING_RATE = 0.05
+_RANK_TEMPERATURE = 0.3  # score difference over which a rank counts as half won
 
 
 @dataclass(frozen=True)
@@ -59,45 +60,66 @@ def held_out_rows(model: PAD, batches: Iterable[Any]) -> HeldOutRows:
     return HeldOutRows([torch.cat(parts) for parts in zip(*states, strict=True)], torch.cat(targets), masked)
 
 
-def fit_gate(model: PAD, batches: Iterable[Any], seed: int) -> float:
-    """Fit the gate's parameters by cross entropy of the held-out targets; nothing else changes.
+def fit_gate(model: PAD, batches: Iterable[Any], target_weights: Tensor, seed: int) -> float:
+    """Fit the gate's parameters to the held-out targets; nothing else changes.
 
     Args:
         model: in the last phase, with the weights to keep.
         batches: RecBole's validation loader; its history index (if any) is masked as at evaluation.
+        target_weights: weight of a row by its target item, shape (V,).
         seed: of the order of rows and the sample of candidates.
 
     Returns:
-        Mean cross entropy of the last epoch.
+        Mean smooth NDCG of the last epoch.
     """
     model.eval()
     rows = held_out_rows(model, batches)
     with torch.no_grad():
         tables = [table.detach() for table in model.expert_tables()]
+    row_weights = target_weights.to(rows.target.device)[rows.target]
+    row_weights = row_weights / row_weights.mean()
     optimizer = torch.optim.Adam(model.gate.parameters(), lr=_LEARNING_RATE)
     generator = torch.Generator().manual_seed(seed)
-    total = 0.0
-    for _ in range(_EPOCHS):
-        total = 0.0
-        sample = _candidates(len(tables[0]), generator)
-        for batch in torch.randperm(len(rows.target), generator=generator).split(_BATCH_ROWS):
-            loss = _loss(model, tables, rows, batch, sample)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            total += float(loss.detach()) * len(batch)
-    return total / max(len(rows.target), 1)
+    mean_loss = 0.0
+    for loss_of, n_epochs in _STAGES:
+        for _ in range(n_epochs):
+            mean_loss = 0.0
+            sample = _candidates(len(tables[0]), generator)
+            for batch in torch.randperm(len(rows.target), generator=generator).split(_BATCH_ROWS):
+                scores, place = _scores(model, tables, rows, batch, sample)
+                loss = (row_weights[batch] * loss_of(scores, place)).mean()
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                mean_loss += float(loss.detach()) * len(batch) / len(rows.target)
+    return -mean_loss
 
 
-def _loss(model: PAD, tables: list[Tensor], rows: HeldOutRows, batch: Tensor, sample: Tensor) -> Tensor:
+def _cross_entropy(scores: Tensor, place: Tensor) -> Tensor:
+    return F.cross_entropy(scores, place, reduction="none")
+
+
+def _smooth_ndcg(scores: Tensor, place: Tensor) -> Tensor:
+    """-1 / log2(1 + rank), the rank a sum of sigmoids. Source: Qin et al. 2010 (ApproxNDCG), for one target."""
+    target_score = scores.gather(1, place[:, None])
+    rank = 0.5 + torch.sigmoid((scores - target_score) / _RANK_TEMPERATURE).sum(dim=1)  # its own sigmoid(0) is in the sum
+    return -1 / torch.log2(1 + rank)
+
+
+_STAGES: tuple[tuple[Callable[[Tensor, Tensor], Tensor], int], ...] = ((_cross_entropy, 4), (_smooth_ndcg, 6))
+
+
+def _scores(
+    model: PAD, tables: list[Tensor], rows: HeldOutRows, batch: Tensor, sample: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Scores of the batch's candidates, masked ones at -1e9, and the column of each row's target."""
     target = rows.target[batch]
     items = torch.unique(torch.cat([sample.to(target.device), target]))
     weights = model.gate_weights(items)
-    scores = sum(
-        weights[:, k] * (rows.states[k][batch] @ table[items].T) for k, table in enumerate(tables)
-    )
-    assert isinstance(scores, Tensor)
-    return F.cross_entropy(scores.masked_fill(_mask(rows, batch, items), -1e9), torch.searchsorted(items, target))
+    scores = torch.zeros(len(batch), len(items), device=target.device)
+    for k, table in enumerate(tables):
+        scores = scores + weights[:, k] * (rows.states[k][batch] @ table[items].T)
+    return scores.masked_fill(_mask(rows, batch, items), -1e9), torch.searchsorted(items, target)
 
 
 def _mask(rows: HeldOutRows, batch: Tensor, items: Tensor) -> Tensor:

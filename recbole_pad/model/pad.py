@@ -103,6 +103,7 @@ class PAD(SequentialRecommender):
             }
         )
         self.text_fingerprint = dataset.text_table.fingerprint if members - {"rec"} else None
+        self.trained_before: set[str] = set()
         self._kept: tuple[list[Tensor], Tensor] | None = None
 
     def _text_vectors(self, dataset: Any) -> Tensor:
@@ -115,13 +116,30 @@ class PAD(SequentialRecommender):
 
     def start_experts(self, trained: set[str]) -> None:
         """Before a phase: experts not yet trained start as copies of the trained ones that they start from."""
+        self.trained_before = set(trained)
         for name in self._members(self.phase):
             source = STARTS_FROM.get(name)
             if name not in trained and source in trained:
                 self._expert(name).start_from(self._expert(source))
 
-    def trained_modules(self) -> dict[str, nn.Module]:
-        """The modules that the present phase trains, by the name of their state in a checkpoint."""
+    def learning_experts(self) -> tuple[str, ...]:
+        """The experts of the present phase whose parameters it trains (see config key `retrain_experts`)."""
+        gated = PHASES[self.phase].experts is None
+        frozen = self.trained_before if gated and not self.settings.retrain_experts else set()
+        return tuple(
+            name for name in self._members(self.phase) if self._expert(name).is_trained and name not in frozen
+        )
+
+    def learns(self) -> bool:
+        """Whether the present phase has anything to train: an expert, or the gate through a joint loss."""
+        return bool(self.learning_experts()) or (len(self._members(self.phase)) > 1 and not self._separate)
+
+    @property
+    def _separate(self) -> bool:
+        return self.settings.expert_loss == "separate" and len(self._members(self.phase)) > 1
+
+    def phase_modules(self) -> dict[str, nn.Module]:
+        """The modules of the present phase, by the name of their state in a checkpoint."""
         members = self._members(self.phase)
         modules: dict[str, nn.Module] = {f"experts.{name}": self.experts[name] for name in members}
         if PHASES[self.phase].experts is None:
@@ -267,13 +285,11 @@ class PAD(SequentialRecommender):
                 sampler=sampler,
             )
 
-        experts = [self._expert(name) for name in self._members(self.phase)]
-        separate = self.settings.expert_loss == "separate" and len(experts) > 1
-        if separate:
-            experts = [expert for expert in experts if expert.is_trained]
+        names = self.learning_experts() if self._separate else self._members(self.phase)
+        experts = [self._expert(name) for name in names]
         tables = [expert.items(item_ids) for expert in experts]
         states = [positions.states(expert, table, item_seq) for expert, table in zip(experts, tables, strict=True)]
-        if separate:
+        if self._separate:
             return [step(own, table) for own, table in zip(states, tables, strict=True)]
         return [step(torch.cat(states, dim=1), self._fold(tables, item_ids))]
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import recbole.trainer.trainer
 import torch
 import yaml
 from recbole.trainer import Trainer
@@ -176,7 +177,7 @@ def test_a_run_killed_around_the_renaming_of_a_file_ends_as_if_it_had_not_been(
     file: str, number: int, after: bool, asked: Settings, reference: dict[str, Any], tmp_path: Path
 ):
     """The file is written but not yet renamed, or has just been renamed."""
-    killed(asked(), checkpoint.os, "replace", at_write(file, number), after=after)
+    killed(asked(), Path, "replace", at_write(file, number), after=after)
     assert outcome(start(asked(resume=True))) == reference
     assert not leftovers(tmp_path)
 
@@ -212,6 +213,18 @@ def test_a_run_killed_again_and_again_ends_as_if_it_had_not_been(
     (folder,) = run_folders(tmp_path)
     assert attempt >= 3
     assert outcome({"run_folder": folder}) == reference
+
+
+def test_a_resumed_phase_remembers_how_many_epochs_were_worse(
+    asked: Settings, monkeypatch: pytest.MonkeyPatch
+):
+    """Scores 0.5, 0.4, then killed in the third epoch; after it, two were worse, and one is allowed."""
+    scores = iter([0.5, 0.4, 0.3, 0.2, 0.1])
+    monkeypatch.setattr(recbole.trainer.trainer, "calculate_valid_score", lambda result, metric: next(scores))
+    changes = {"phases": ["pretrain"], "epochs": 5, "stopping_step": 1}
+    killed(asked(**changes), PAD, "calculate_loss", at_step("pretrain", 8))
+    phase = start(asked(**changes, resume=True))["report"]["phases"]["pretrain"]
+    assert (phase["epochs"], phase["best_epoch"]) == (3, 0)
 
 
 def test_the_time_of_all_sessions_is_counted(asked: Settings, monkeypatch: pytest.MonkeyPatch):

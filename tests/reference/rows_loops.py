@@ -1,4 +1,4 @@
-"""Histories, training rows and training positions from the lines of an .inter file, one user and item at a time."""
+"""Histories, training rows and positions from the lines of an .inter file, one user and item at a time."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def held_out(history: Sequence[Interaction], n_left_out: int) -> int:
 
 
 def windows(history: Sequence[Interaction], max_length: int) -> list[list[Interaction]]:
-    """Pieces [inputs..., target] from the newest backwards; each interaction but the first is once not the first."""
+    """Pieces [inputs..., target], the newest first; together their targets are all interactions but one."""
     pieces = []
     end = len(history) - 1
     while end >= 1:

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 def gate_weights(logits: Sequence[float], norm: str) -> list[float]:
     """w_k of one item from its logits a_k.
 
-    softmax: exp(a_k) / sum_j exp(a_j); sigmoid: sigma(a_k) / sum_j sigma(a_j); softplus: log2(1 + exp(a_k)) / E.
+    softmax: exp(a_k) / sum_j exp(a_j); sigmoid: sigma(a_k) / sum_j sigma(a_j);
+    softplus: log2(1 + exp(a_k)) / E.
     """
     if norm == "softplus":
         return [math.log2(1 + math.exp(a)) / len(logits) for a in logits]

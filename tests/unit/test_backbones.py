@@ -95,7 +95,7 @@ def random_backbone(
     return backbone, table
 
 
-# --- against RecBole's own model -------------------------------------------------------------------------------------
+# --- against RecBole's own model ---------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -141,12 +141,12 @@ def test_start_values_are_recboles(pair, name: str):
         assert torch.equal(ours.mask_vector, theirs["item_embedding.weight"][N_ITEMS])
 
 
-# --- positions counted from the newest item --------------------------------------------------------------------------
+# --- positions counted from the newest item ----------------------------------------------------------------
 
 
 @torch.no_grad()
 def test_recency_is_left_padding_with_positions_from_the_right(pair):
-    """SASRec by its own layers, on left-padded sequences; the newest item, in the last column, has position 0."""
+    """SASRec by its own layers on left-padded sequences; the newest item, last column, has position 0."""
     ours, table, stock = pair("SASRec", "recency")
     seq, length, user = batch()
     n_columns = seq.size(1)
@@ -195,7 +195,7 @@ def test_recency_without_a_position_table_is_refused(prepared, name: str):
         random_backbone(prepared, name, "recency")
 
 
-# --- laws ------------------------------------------------------------------------------------------------------------
+# --- laws --------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -301,7 +301,7 @@ def test_a_table_of_some_items_gives_the_same_states(prepared):
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
 
 
-# --- the table of backbones ------------------------------------------------------------------------------------------
+# --- the table of backbones --------------------------------------------------------------------------------
 
 
 def test_every_sequential_model_of_recbole_is_a_backbone_or_named_with_a_reason():
@@ -345,10 +345,10 @@ def test_rows_follow_the_backbone():
                 train_rows_of("sequences", name)
 
 
-# --- a known answer --------------------------------------------------------------------------------------------------
+# --- a known answer ----------------------------------------------------------------------------------------
 
-# Epochs at learning rate 0.01 and whether history is masked. CORE, SINE and HGN mix the vectors of the history into the
-# state, so that items of the history score best: the ring shows behind them, once they are masked.
+# Epochs at learning rate 0.01 and whether history is masked. CORE, SINE and HGN mix the vectors of the
+# history into the state, so that its items score best: the ring shows behind them, once they are masked.
 LEARNS = {
     "SASRec": (15, "recbole"),
     "GRU4Rec": (20, "recbole"),

@@ -108,7 +108,7 @@ def test_trusting_torch_load_is_undone_after_an_error(tmp_path: Path):
 
 
 def test_importing_the_plugin_leaves_anomaly_mode_off():
-    """RecBole's SINE switches it on for the whole process when it is imported; this process has imported it."""
+    """RecBole's SINE, imported in this process, switches it on for the whole process."""
     assert "recbole.model.sequential_recommender.sine" in sys.modules
     assert not torch.is_anomaly_enabled()
 

@@ -40,7 +40,7 @@ def refusal(make: Any, **changes: Any) -> str:
     return str(error.value)
 
 
-# --- unknown keys ----------------------------------------------------------------------------------------------------
+# --- unknown keys ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_our_commands_refuse_an_unknown_argument(config, monkeypatch, program: s
 
 
 def test_arguments_of_other_programs_are_not_ours_to_refuse(config, monkeypatch):
-    """Every RecBole config reads sys.argv: under pytest, --cov=x would be a key. A near miss of a PAD key still is."""
+    """RecBole reads sys.argv for every config, --cov=x of pytest too. A near miss of ours is refused."""
     monkeypatch.setattr(sys, "argv", ["pytest", "--cov=somewhere", "--junitxml=x.xml"])
     assert config()["cov"] == "somewhere"
     monkeypatch.setattr(sys, "argv", ["script.py", "--mmd_weihgt=0.1"])
@@ -111,7 +111,7 @@ def test_loss_type_is_refused_and_names_our_key(config):
     assert "loss_type: PAD's loss is set by the key `loss`" in refusal(config, loss_type="BPR")
 
 
-# --- values ----------------------------------------------------------------------------------------------------------
+# --- values ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("key", config_module._WORDS)
@@ -157,6 +157,9 @@ def test_a_count_must_be_a_whole_number(config, key: str):
         ({"mmd_kernel": "gausian"}, r"mmd_kernel: 'gausian' .*\(did you mean 'gaussian'\?\)"),
         ({"n_bins": None}, "missing or null: n_bins"),
         ({"mmd_bandwidths": [0.5, 0]}, r"mmd_bandwidths: \[0.5, 0\] must be numbers > 0"),
+        ({"gate_start": {"rec": 1}}, r"gate_start: \{'rec': 1\} is neither 'equal' nor"),
+        ({"gate_start": {"rec": [1, "x"]}}, "gate_start: .* is neither"),
+        ({"gate_start": "eqaul"}, "gate_start: 'eqaul' is neither"),
         ({"mmd_bandwidths": []}, "mmd_bandwidths: .* at least one"),
     ],
 )
@@ -171,6 +174,11 @@ def test_a_bad_value_of_one_phase_is_refused_naming_the_key(config):
         PADConfig.read(phase_view(settings, "align"))
 
 
+def test_gate_start_values_are_taken_as_given(config):
+    start = {"rec": [1, 0], "align": [-4, -5], "llm": (0, 1.5)}
+    assert PADConfig.read(config(gate_start=start)).gate_start == start
+
+
 def test_one_word_stands_for_a_list_of_one(config):
     settings = PADConfig.read(
         config(phases="pretrain", experts="rec", text_fields="title", mmd_bandwidths=1.0)
@@ -179,7 +187,7 @@ def test_one_word_stands_for_a_list_of_one(config):
     assert (settings.text_fields, settings.mmd_bandwidths) == (["title"], [1.0])
 
 
-# --- phases ----------------------------------------------------------------------------------------------------------
+# --- phases ------------------------------------------------------------------------------------------------
 
 
 def test_a_phase_sees_its_own_value_and_nobody_else_does(config):
@@ -197,7 +205,7 @@ def test_a_change_of_a_phase_view_stays_in_it(config):
     assert settings["epochs"] == 2
 
 
-# --- protocols and defaults ------------------------------------------------------------------------------------------
+# --- protocols and defaults --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("model", ["PAD", "SASRec"])
@@ -247,7 +255,7 @@ for old, new in {aliases}.items():
     if not hasattr(np, old):
         setattr(np, old, getattr(np, new))
 from recbole.config import Config
-configs = [Config(model, dataset, config_dict=changes).final_config_dict for model, dataset, changes in {cases}]
+configs = [Config(model, name, config_dict=changes).final_config_dict for model, name, changes in {cases}]
 assert not [name for name in sys.modules if name.startswith("recbole_pad")]
 print("RESULT" + json.dumps(configs, default=str))
 """
@@ -255,7 +263,7 @@ print("RESULT" + json.dumps(configs, default=str))
 
 @pytest.mark.slow
 def test_without_a_protocol_a_stock_config_is_as_without_the_plugin(tmp_path: Path):
-    """Against a process that never imports the plugin; the names that numpy 2 lacks are given to RecBole there."""
+    """Against a process that never imports the plugin, where RecBole gets the names that numpy 2 lacks."""
     cases = [
         ("SASRec", "ml-100k", {"train_neg_sample_args": None}),
         ("SASRec", "x", {"loss_type": "BPR", "epochs": 3}),
@@ -275,7 +283,7 @@ def test_without_a_protocol_a_stock_config_is_as_without_the_plugin(tmp_path: Pa
     assert json.loads(json.dumps([config.final_config_dict for config in ours], default=str)) == expected
 
 
-# --- the property files ----------------------------------------------------------------------------------------------
+# --- the property files ------------------------------------------------------------------------------------
 
 
 def documented_keys(file: Path) -> dict[str, str]:

@@ -95,7 +95,7 @@ def inter_file(settings: dict[str, Any], data_path: Path) -> Path:
     return Path(settings.get("data_path", data_path)) / settings["dataset"] / f"{settings['dataset']}.inter"
 
 
-# --- rows ------------------------------------------------------------------------------------------------------------
+# --- rows --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("max_length", [1, 3, 8, 50])
@@ -199,7 +199,7 @@ def test_tied_times_keep_the_order_of_the_file(prepared, tmp_path: Path):
         } == histories
 
 
-# --- counts and bins -------------------------------------------------------------------------------------------------
+# --- counts and bins ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("train_rows", ["sequences", "prefixes"])
@@ -218,7 +218,7 @@ def test_train_counts_are_those_of_recboles_train_rows_and_bins_their_walk(prepa
 
 
 def test_counts_do_not_see_held_out_interactions(prepared, data_path: Path, tmp_path: Path):
-    """The last two interactions of every user of four or more become an item of their own: no train count changes."""
+    """All held-out interactions become an item of their own: no train count changes."""
     lines = (data_path / "tiny" / "tiny.inter").read_text().splitlines()
     last_two: dict[str, list[int]] = {}
     for number, line in enumerate(lines[1:], start=1):
@@ -246,7 +246,7 @@ def test_items_that_are_held_out_targets_only_have_count_0_and_the_last_bin(prep
     assert whole.train_counts[0] == whole.bins[0] == 0
 
 
-# --- what cannot work ------------------------------------------------------------------------------------------------
+# --- what cannot work --------------------------------------------------------------------------------------
 
 
 def test_ready_made_splits_are_refused(config):
@@ -255,5 +255,5 @@ def test_ready_made_splits_are_refused(config):
 
 
 def test_rows_that_the_backbone_cannot_use_are_refused(config):
-    with pytest.raises(InputError, match="train_rows: sequences needs a causal state .* NARM"):
+    with pytest.raises(InputError, match=r"train_rows: sequences needs a causal state .* NARM"):
         PADDataset(config(backbone="NARM", train_rows="sequences"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -20,12 +21,13 @@ SEQUENCES = st.lists(st.lists(st.integers(1, N_ITEMS - 1), max_size=7), min_size
 
 def build(sequences: list[list[int]]) -> Histories:
     users = np.repeat(np.arange(len(sequences)), [len(items) for items in sequences])
-    return Histories.from_sorted(users, np.array(sum(sequences, []), dtype=np.int64), len(sequences))
+    return Histories.from_sorted(
+        users, np.array([*chain.from_iterable(sequences)], dtype=np.int64), len(sequences)
+    )
 
 
 def as_lists(histories: Histories) -> list[list[int]]:
-    offsets = histories.offsets
-    return [histories.items[a:b].tolist() for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+    return [histories.items[a:b].tolist() for a, b in pairwise(histories.offsets)]
 
 
 @given(sequences=SEQUENCES)
@@ -78,7 +80,7 @@ def test_counts_are_the_interactions_of_the_usable_users(sequences):
     assert train_counts(build(sequences), N_ITEMS, usable).tolist() == expected
 
 
-# --- against RecBole -------------------------------------------------------------------------------------------------
+# --- against RecBole ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("max_length", [1, 3, 50])
@@ -125,7 +127,7 @@ def test_train_histories_end_before_the_first_held_out_item(prepared, mode: str)
     assert as_lists(whole.train_histories) == got
 
 
-# --- which interactions are history ----------------------------------------------------------------------------------
+# --- which interactions are history ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ def id_weights(model: PAD) -> list[torch.nn.Parameter]:
 
 @pytest.fixture
 def build(prepared: Callable[..., Any]) -> Callable[..., tuple[PAD, Any, Tensor, Interaction]]:
-    """``build(**changes)``: a model in evaluation, train loader, ids of the unseen items, a batch that reads them."""
+    """``build(**changes)``: a model, its train loader, ids of the unseen items, a batch that reads them."""
 
     def make(**changes: Any) -> tuple[PAD, Any, Tensor, Interaction]:
         config, whole, train, _, test = prepared(**changes)
@@ -47,7 +47,7 @@ def build(prepared: Callable[..., Any]) -> Callable[..., tuple[PAD, Any, Tensor,
     return make
 
 
-# --- items never seen in training ------------------------------------------------------------------------------------
+# --- items never seen in training --------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -136,7 +136,7 @@ def test_as_negatives_unseen_items_are_trained_as_published(build, phase: str, l
             assert weight.grad[unseen].any(dim=1).all()
 
 
-# --- dropped ID halves -----------------------------------------------------------------------------------------------
+# --- dropped ID halves -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("unseen", ["mean", "raw"])
@@ -168,7 +168,7 @@ def test_id_dropout_belongs_to_the_aligned_expert_alone(build):
     assert model.experts["align"].items.ids.dropout == 0.4
 
 
-# --- text and fusion -------------------------------------------------------------------------------------------------
+# --- text and fusion ---------------------------------------------------------------------------------------
 
 
 def all_kinds(catalogue: Catalogue) -> dict[str, torch.nn.Module]:
@@ -233,7 +233,7 @@ def test_text_vectors_get_no_gradient(build):
     assert not list(model.catalogue.parameters())
 
 
-# --- the catalogue ---------------------------------------------------------------------------------------------------
+# --- the catalogue -----------------------------------------------------------------------------------------
 
 
 def test_log_frequency_is_standardised_over_the_items():

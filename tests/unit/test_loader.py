@@ -32,7 +32,7 @@ def flat(batches: list[list[tuple[int, int]]]) -> list[tuple[int, int]]:
     return [row for batch in batches for row in batch]
 
 
-# --- training --------------------------------------------------------------------------------------------------------
+# --- training ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("bucketed", [True, False])
@@ -109,7 +109,7 @@ def test_processes_share_each_batch_without_overlap(prepared, world: int):
             assert sorted(flat(parts)) == sorted(batch)
 
 
-# --- evaluation ------------------------------------------------------------------------------------------------------
+# --- evaluation --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_other_splits_run_without_the_mask(prepared, changes: dict[str, Any]):
 def test_recboles_evaluator_and_ours_agree(
     prepared: Callable[..., Any], changes: dict[str, Any], protocol: str
 ):
-    """Masked numbers are RecBole's with our loader, unmasked ones RecBole's own; both to RecBole's 4 decimals.
+    """Masked numbers are RecBole's with our loader, unmasked ones its own; both to its 4 decimals.
 
     Not at 20: with 25 items, RecBole counts masked ones (score -inf) into a list of 20.
     """

@@ -34,7 +34,7 @@ Build = Callable[..., tuple[PAD, Any, Any]]
 
 @pytest.fixture
 def build(prepared: Callable[..., Any]) -> Build:
-    """``build(**changes)``: a model whose weights are all away from their start, in evaluation; train, test loader."""
+    """``build(**changes)``: a model with weights away from their start, and the train and test loader."""
 
     def make(**changes: Any) -> tuple[PAD, Any, Any]:
         config, _, train, _, test = prepared(**changes)
@@ -85,7 +85,7 @@ def literal_scores(model: PAD, phase: str, interaction: Interaction) -> Tensor:
     return torch.tensor(rows)
 
 
-# --- positions -------------------------------------------------------------------------------------------------------
+# --- positions ---------------------------------------------------------------------------------------------
 
 
 class Places:
@@ -142,7 +142,7 @@ def test_prefix_rows_have_one_position_each(build: Build):
     assert states.tolist() == [[row, -1] for row in range(len(batch))]
 
 
-# --- scores ----------------------------------------------------------------------------------------------------------
+# --- scores ------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -297,7 +297,7 @@ def test_a_changed_weight_counts_after_the_next_switch_to_evaluation(build: Buil
     assert not torch.allclose(after, before)
 
 
-# --- the loss --------------------------------------------------------------------------------------------------------
+# --- the loss ----------------------------------------------------------------------------------------------
 
 
 def recorded_negatives(model: PAD, phase: str) -> list[Tensor]:
@@ -320,7 +320,7 @@ def recorded_negatives(model: PAD, phase: str) -> list[Tensor]:
 def literal_positions(
     model: PAD, phase: str, batch: Interaction
 ) -> tuple[list[list[list[float]]], list[int]]:
-    """For every training position the states of all experts, from each row alone, and the item that follows."""
+    """Of each training position the states of all experts, from its row alone, and the item that follows."""
     item_seq = batch["item_id_list"].tolist()
     states: list[list[list[float]]] = []
     targets: list[int] = []
@@ -401,7 +401,7 @@ def test_the_loss_is_the_formula_on_literal_scores(build: Build, loss, negatives
 
 @torch.no_grad()
 def test_with_separate_losses_each_trained_expert_has_its_own(build: Build):
-    """The sum over rec, align and llm of the cross entropy of its own scores; neither gate nor match take part."""
+    """The sum over rec, align and llm of the cross entropy of their own scores, without gate and match."""
     model, train, _ = build(expert_loss="separate", train_batch_size=4)
     batch = first_batch(train)
     got = model.calculate_loss(batch).item()
@@ -417,7 +417,7 @@ def test_with_separate_losses_each_trained_expert_has_its_own(build: Build):
     assert model.calculate_loss(batch).item() == got
 
 
-# --- alignment -------------------------------------------------------------------------------------------------------
+# --- alignment ---------------------------------------------------------------------------------------------
 
 
 def vectors_to_align(model: PAD, ids: list[int]) -> tuple[list[list[float]], list[list[float]]]:
@@ -533,7 +533,7 @@ def test_a_step_lowers_the_loss_of_its_batch(build: Build, backbone: str, phase:
     assert change == pytest.approx(1e-3, rel=0.1)
 
 
-# --- phases ----------------------------------------------------------------------------------------------------------
+# --- phases ------------------------------------------------------------------------------------------------
 
 
 def test_the_aligned_expert_starts_as_a_copy_of_the_trained_id_expert(build: Build):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -30,11 +31,10 @@ def sampler_of(
 
 
 def items_of_users(histories: Histories) -> list[set[int]]:
-    ends = zip(histories.offsets[:-1], histories.offsets[1:], strict=True)
-    return [set(histories.items[a:b].tolist()) for a, b in ends]
+    return [set(histories.items[a:b].tolist()) for a, b in pairwise(histories.offsets)]
 
 
-# --- which items -----------------------------------------------------------------------------------------------------
+# --- which items -------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=50)
@@ -121,7 +121,7 @@ def test_the_sampler_is_not_part_of_a_checkpoint():
     assert sampler_of([[1]]).state_dict() == {}
 
 
-# --- through the model -----------------------------------------------------------------------------------------------
+# --- through the model -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("negatives", ["seen", "all"])
@@ -158,7 +158,7 @@ def test_phases_draw_by_their_own_settings(prepared):
     assert not samplers["align"].by_popularity
 
 
-# --- one step by hand ------------------------------------------------------------------------------------------------
+# --- one step by hand --------------------------------------------------------------------------------------
 
 
 def step(negatives: torch.Tensor | None, negative_ids: torch.Tensor | None) -> Step:

@@ -165,6 +165,23 @@ def test_the_recorded_loss_is_the_mean_over_the_batches(build: Build, monkeypatc
     assert trainer.record.train_loss == [pytest.approx(sum(seen) / len(seen))]
 
 
+def test_every_epoch_has_an_order_of_its_own(build: Build, monkeypatch: pytest.MonkeyPatch):
+    run = build(epochs=2)
+    users: list[int] = []
+    original = PAD.calculate_loss
+
+    def spy(self: PAD, interaction: Any) -> Any:
+        users.extend(interaction["user_id"].tolist())
+        return original(self, interaction)
+
+    monkeypatch.setattr(PAD, "calculate_loss", spy)
+    PretrainTrainer(run.config, run.model).fit(run.train, run.valid)
+    n_rows = len(run.train._dataset)
+    first, second = users[:n_rows], users[n_rows:]
+    assert sorted(first) == sorted(second) == sorted(run.train._dataset.inter_feat["user_id"].tolist())
+    assert first != second
+
+
 # --- optimizer and phase settings -----------------------------------------------------------------
 
 
