@@ -2,8 +2,8 @@
 
     python benchmarks/epoch_time.py [--dataset ml-100k] [--data_path DIR] [--length 50] [--repeats 3] [--threads 2]
 
-Both train the same class with the same widths and full cross entropy, one process, alternating: PAD epochs, then a share
-of a stock epoch (`--stock_batches` of its batches, scaled up: a whole one takes minutes). Prints JSON and a table.
+Both train the same class with the same widths and full cross entropy, in one process, alternating: a PAD epoch, then a
+share of a stock epoch (`--stock_batches` of its batches, scaled up: a whole one takes minutes). Prints JSON and a table.
 """
 
 from __future__ import annotations
@@ -92,7 +92,9 @@ def main() -> None:
     ratios = [stock_cpu / pad_cpu for (_, pad_cpu), (_, stock_cpu) in zip(runs["pad"], runs["stock"], strict=True)]
     result |= {"rows": rows, "cpu_ratio": statistics.median(ratios), "threads": arguments.threads}
     print(json.dumps(result, indent=2))
-    print(f"\n{arguments.dataset}, N = {arguments.length}, {arguments.threads} threads, one training epoch, SASRec, full softmax")
+    print(
+        f"\n{arguments.dataset}, N = {arguments.length}, {arguments.threads} threads, one epoch, SASRec, full softmax"
+    )
     print("\n| | rows | wall s | CPU s |\n| --- | --- | --- | --- |")
     for name, label in (("pad", "PAD phase 1, all positions"), ("stock", "RecBole, prefixes")):
         print(f"| {label} | {rows[name]} | {result[name]['wall_seconds']:.2f} | {result[name]['cpu_seconds']:.2f} |")

@@ -64,7 +64,12 @@ def measure(name: str, n_rows: int, width: int, repeats: int) -> dict[str, float
         seconds.append(time.process_time() - began)
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - start_mb
     norm = float(text.grad.norm())
-    return {"cpu_seconds": statistics.median(seconds), "peak_mb": peak_mb, "value": float(value), "grad_norm": norm}
+    return {
+        "cpu_seconds": statistics.median(seconds),
+        "peak_mb": peak_mb,
+        "value": float(value),
+        "grad_norm": norm,
+    }
 
 
 def main() -> None:
@@ -86,10 +91,14 @@ def main() -> None:
         results[name] = json.loads(output.splitlines()[-1])
     results["speedup"] = results["explicit"]["cpu_seconds"] / results["fused"]["cpu_seconds"]
     print(json.dumps(results, indent=2))
-    print("\n| variant | CPU s, forward and backward | peak MB | value | gradient norm |\n| --- | --- | --- | --- | --- |")
+    print(
+        "\n| variant | CPU s, forward and backward | peak MB | value | gradient norm |\n| --- | --- | --- | --- | --- |"
+    )
     for name in VARIANTS:
         row = results[name]
-        print(f"| {name} | {row['cpu_seconds']:.4f} | {row['peak_mb']:.0f} | {row['value']:.6f} | {row['grad_norm']:.6f} |")
+        print(
+            f"| {name} | {row['cpu_seconds']:.4f} | {row['peak_mb']:.0f} | {row['value']:.6f} | {row['grad_norm']:.6f} |"  # noqa: E501
+        )
 
 
 if __name__ == "__main__":

@@ -91,8 +91,7 @@ def read_item_texts(
             raise InputError(f"{item_file}, line {line}: the item id is empty; remove the line or fill it in")
         if token in texts:
             raise InputError(
-                f"{item_file}, line {line}: item {token!r} was on line {line_of[token]} already; "
-                "keep one line per item"
+                f"{item_file}, line {line}: item {token!r} was on line {line_of[token]} already; keep one line per item"
             )
         values = (_clean(row[column]) for column in text_columns if column < len(row))
         texts[token] = ". ".join(filter(None, values))
@@ -120,9 +119,7 @@ def text_digest(texts: Mapping[str, str]) -> str:
     return digest.hexdigest()
 
 
-def vector_files(
-    folder: Path, dataset: str, text_encoder: str, text_fields: Sequence[str]
-) -> tuple[Path, Path]:
+def vector_files(folder: Path, dataset: str, text_encoder: str, text_fields: Sequence[str]) -> tuple[Path, Path]:
     """Return the paths of the vectors (`.npy`) and of their manifest (`.json`) in `folder`.
 
     The name is ``<dataset>-<text encoder>-<fields joined by +>``, each word with characters other than
@@ -281,9 +278,7 @@ def _read_rows(item_file: Path, separator: str) -> Iterator[tuple[int, list[str]
         except csv.Error as error:
             raise InputError(f"{item_file}, line {reader.line_num}: {error}; shorten or repair it") from error
         except UnicodeDecodeError as error:
-            raise InputError(
-                f"{item_file}, after line {reader.line_num}: not UTF-8: {error}; convert it"
-            ) from error
+            raise InputError(f"{item_file}, after line {reader.line_num}: not UTF-8: {error}; convert it") from error
 
 
 def _clean(value: str) -> str:

@@ -171,9 +171,7 @@ def fill_zero_rows(vectors: Vectors, texts: Sequence[str]) -> Vectors:
     if n_zero == 0:
         return vectors
     if n_zero == len(vectors):
-        raise InputError(
-            f"all {n_zero} texts gave an all-zero vector: they hold no word the text encoder knows"
-        )
+        raise InputError(f"all {n_zero} texts gave an all-zero vector: they hold no word the text encoder knows")
     filled = vectors.copy()
     filled[is_zero] = vectors[~is_zero].mean(axis=0, dtype=np.float64)
     examples = ", ".join(repr(texts[row]) for row in np.flatnonzero(is_zero)[:3])
@@ -222,9 +220,7 @@ def text_encoder(name: str) -> TextEncoder:
     if name in TEXT_ENCODERS:
         return TEXT_ENCODERS[name]()
     if name.startswith("file:"):
-        raise InputError(
-            f"text_encoder {name!r} names finished vectors: they are read, there is nothing to encode"
-        )
+        raise InputError(f"text_encoder {name!r} names finished vectors: they are read, there is nothing to encode")
     if "/" in name or Path(name).is_dir():
         return SentenceEncoder(name)
     close = difflib.get_close_matches(name, list(TEXT_ENCODERS), n=1)

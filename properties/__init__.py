@@ -1,1 +1,1 @@
-"""Property files of the plugin: `model/`, `dataset/`, `protocol/`. A package, so that every kind of install finds them."""
+"""Property files of the plugin: `model/`, `dataset/`, `protocol/`. A package, so that every install finds them."""

@@ -31,7 +31,9 @@ def run_recbole_main() -> int:
     return main(["run", *sys.argv[1:]])
 
 
-def _guarded(handler: Callable[[argparse.Namespace, list[str]], int], known: argparse.Namespace, settings: list[str]) -> int:
+def _guarded(
+    handler: Callable[[argparse.Namespace, list[str]], int], known: argparse.Namespace, settings: list[str]
+) -> int:
     try:
         for setting in settings:
             if not setting.startswith("--") or setting.count("=") != 1:
@@ -81,7 +83,9 @@ def _run(known: argparse.Namespace, settings: list[str]) -> int:
 def _add_encode(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dataset", "-d", required=True, help="dataset name")
     parser.add_argument("--data_path", default=None, help="folder that holds the dataset's folder")
-    parser.add_argument("--text_encoder", default=None, help="minilm, tfidf, or a sentence-transformers model or folder")
+    parser.add_argument(
+        "--text_encoder", default=None, help="minilm, tfidf, or a sentence-transformers model or folder"
+    )
     parser.add_argument("--text_fields", default=None, help="columns of the .item file, separated by commas")
     parser.add_argument("--text_vectors_dir", default=None, help="where vectors are written (default: text_vectors)")
     parser.add_argument("--item_field", default="item_id", help="column of the item ids (default: item_id)")
@@ -94,8 +98,15 @@ def _encode(known: argparse.Namespace, settings: list[str]) -> int:
 
     if settings:
         raise InputError(f"encode does not know {' '.join(settings)}; see recbole-pad encode --help")
-    defaults: dict[str, Any] = {**properties("model", "PAD.yaml"), **properties("dataset", f"{known.dataset}.yaml")}
-    fields = [name.strip() for name in known.text_fields.strip("[]").split(",")] if known.text_fields else defaults["text_fields"]
+    defaults: dict[str, Any] = {
+        **properties("model", "PAD.yaml"),
+        **properties("dataset", f"{known.dataset}.yaml"),
+    }
+    fields = (
+        [name.strip() for name in known.text_fields.strip("[]").split(",")]
+        if known.text_fields
+        else defaults["text_fields"]
+    )
     path = encode_items(
         _dataset_folder(known.dataset, known.data_path) / f"{known.dataset}.item",
         Path(known.text_vectors_dir or defaults["text_vectors_dir"]),
@@ -128,7 +139,9 @@ def _quickstart(known: argparse.Namespace, settings: list[str]) -> int:
     return quickstart()
 
 
-_COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace, list[str]], int], str]] = {
+_COMMANDS: dict[
+    str, tuple[Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace, list[str]], int], str]
+] = {
     "run": (_add_run, _run, "train and evaluate PAD or any RecBole model"),
     "encode": (_add_encode, _encode, "make text vectors of a dataset's items"),
     "quickstart": (_no_flags, _quickstart, "PAD against SASRec on ml-100k, in minutes"),

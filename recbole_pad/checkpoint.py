@@ -6,7 +6,7 @@ import hashlib
 import json
 import uuid
 from collections.abc import Callable
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,14 +22,14 @@ T = TypeVar("T")
 
 # Keys that change where and how a run happens, but not its numbers.
 _NOT_FINGERPRINTED = set(
-    "gpu_id use_gpu worker state data_path checkpoint_dir show_progress save_dataset dataset_save_path save_dataloaders "
-    "dataloaders_save_path log_wandb wandb_project config_files config_file resume init_checkpoint phase_cache phases "
+    "gpu_id use_gpu worker state data_path checkpoint_dir show_progress save_dataset dataset_save_path "
+    "save_dataloaders dataloaders_save_path log_wandb wandb_project config_files config_file resume init_checkpoint phase_cache phases "
     "text_vectors_dir local_rank nproc ip port offset single_spec device url metric_decimal_place loss_decimal_place "
     "eval_batch_size metrics topk text_encoder text_fields experts".split()
 )
 
 
-def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, then rename it: `path` is whole or not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # not mkstemp: its files are private
@@ -58,7 +58,9 @@ def load(path: Path, device: Any = "cpu") -> dict[str, Any]:
         InputError: if the file is missing, truncated, or not one of ours.
     """
     if not path.is_file():
-        raise InputError(f"{path}: no such checkpoint; give a file that a run of PAD wrote (pretrain.pth, align.pth, ...)")
+        raise InputError(
+            f"{path}: no such checkpoint; give a file that a run of PAD wrote (pretrain.pth, align.pth, ...)"
+        )
     try:
         content = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # torch raises half a dozen types for a damaged or a foreign file
@@ -155,7 +157,7 @@ class RunFolder:
     def create(cls, config: Any, name: str) -> RunFolder:
         """A new, empty folder that no other run has; `name` is what `find` looks for."""
         parent = Path(config["checkpoint_dir"])
-        stem = f"{config['model']}-{config['dataset']}-{datetime.now(timezone.utc):%Y%m%dT%H%M%S}"
+        stem = f"{config['model']}-{config['dataset']}-{datetime.now(UTC):%Y%m%dT%H%M%S}"
         for number in range(1, 10_000):
             path = parent / (f"{stem}-{name}" if number == 1 else f"{stem}.{number}-{name}")
             try:

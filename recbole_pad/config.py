@@ -183,16 +183,16 @@ _RANGES: dict[str, tuple[float, float]] = {
 }
 # Keys that may differ by phase, written `<phase>.<key>`: the ones a phase reads while it trains.
 PHASE_KEYS = (
-    "learner learning_rate weight_decay epochs stopping_step eval_step clip_grad_norm train_batch_size loss n_negatives "
-    "negatives negative_sampling id_dropout align_loss mmd_weight mmd_rows mmd_kernel mmd_bandwidths "
+    "learner learning_rate weight_decay epochs stopping_step eval_step clip_grad_norm train_batch_size loss "
+    "n_negatives negatives negative_sampling id_dropout align_loss mmd_weight mmd_rows mmd_kernel mmd_bandwidths "
     "infonce_temperature gate_learning_rate enable_amp"
 ).split()
 # Keys that no earlier phase reads, so that changing them leaves earlier phases as they are (see `checkpoint`).
 FIRST_READ_IN = {
     "align": (
         "text_encoder text_fields text_transform adapter_layers adapter_activation adapter_dropout adapter_init fusion "
-        "fusion_activation fusion_dropout fusion_init id_dropout align_loss mmd_weight mmd_rows mmd_kernel mmd_bandwidths "
-        "infonce_temperature"
+        "fusion_activation fusion_dropout fusion_init id_dropout align_loss mmd_weight mmd_rows mmd_kernel "
+        "mmd_bandwidths infonce_temperature"
     ).split(),
     "finetune": (
         "experts n_bins gate_form gate_norm gate_start gate_learning_rate gate_fit match_decay expert_loss "
@@ -267,7 +267,11 @@ def _load_time_column(internal: dict[str, Any]) -> None:
 
 
 def _check_keys(config: Any, ours: Mapping[str, Any]) -> None:
-    known = {*config.internal_config_dict, *_RUN_KEYS, *(key for keys in config.parameters.values() for key in keys)}
+    known = {
+        *config.internal_config_dict,
+        *_RUN_KEYS,
+        *(key for keys in config.parameters.values() for key in keys),
+    }
     pad_keys = {*properties("model", "PAD.yaml"), *properties("protocol", "pad.yaml")}
     known |= {f"{phase}.{key}" for phase in _WORDS["phases"] for key in PHASE_KEYS} if ours else pad_keys
     if ours and "loss_type" in config.external_config_dict:

@@ -14,6 +14,7 @@ from typing import Any
 
 import recbole.model
 import torch
+import torch.multiprocessing as multiprocessing
 import yaml
 from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
@@ -57,11 +58,13 @@ def run(
     if nproc == 1 and world_size <= 0:
         return run_recbole(model, dataset, config_file_list, config_dict, saved)
     _check_processes(nproc, model, dataset, config_file_list, config_dict)
-    queue = torch.multiprocessing.get_context("spawn").SimpleQueue()
+    queue = multiprocessing.get_context("spawn").SimpleQueue()
     processes = {"world_size": world_size if world_size > 0 else nproc, "nproc": nproc}
     settings = {**(config_dict or {}), **processes, "ip": ip, "port": port, "offset": group_offset}
     kwargs = {"config_dict": settings, "queue": queue, "saved": saved}
-    torch.multiprocessing.spawn(run_recboles, args=(model, dataset, config_file_list, kwargs), nprocs=nproc, join=True)
+    multiprocessing.spawn(  # type: ignore[attr-defined]
+        run_recboles, args=(model, dataset, config_file_list, kwargs), nprocs=nproc, join=True
+    )
     return None if queue.empty() else queue.get()
 
 
@@ -80,9 +83,7 @@ def _check_processes(
     check_dataset(config)
     if len(config["gpu_id"].split(",")) < nproc:
         every = ",".join(map(str, range(nproc)))
-        raise InputError(
-            f"gpu_id: {config['gpu_id']!r} names too few GPUs for nproc {nproc}; set --gpu_id={every}"
-        )
+        raise InputError(f"gpu_id: {config['gpu_id']!r} names too few GPUs for nproc {nproc}; set --gpu_id={every}")
 
 
 def run_recboles(rank: int, *args: Any) -> None:
@@ -144,6 +145,7 @@ def run_recbole(
     logger.info(network)
     trainer = get_trainer(config["MODEL_TYPE"], model)(config, network)
     started = time.monotonic()
+    folder: RunFolder | None = None
     if saved and not isinstance(trainer, PADTrainer):
         folder = checkpoint.from_first_process(config, lambda: RunFolder.create(config, f"seed{config['seed']}"))
         trainer.saved_model_file = str(folder.model_file)
@@ -162,7 +164,7 @@ def run_recbole(
         "total_seconds": time.monotonic() - started,
         "versions": _versions(),
     }
-    folder = trainer.folder if isinstance(trainer, PADTrainer) else (folder if saved else None)
+    folder = trainer.folder if isinstance(trainer, PADTrainer) else folder
     if folder is not None and config["local_rank"] == 0:
         checkpoint.write_json(folder.result_file, report)
         settings = yaml.safe_dump({key: _yaml_value(value) for key, value in config.final_config_dict.items()})
@@ -183,9 +185,7 @@ def run_recbole(
     return result
 
 
-def _config(
-    model: str, dataset: str, config_file_list: list[str] | None, config_dict: dict[str, Any] | None
-) -> Config:
+def _config(model: str, dataset: str, config_file_list: list[str] | None, config_dict: dict[str, Any] | None) -> Config:
     for file in config_file_list or []:
         if not Path(file).is_file():
             raise InputError(f"config_files: {file} does not exist")
@@ -225,7 +225,9 @@ def check_model(model: str) -> None:
     """
     known = model_names()
     if model not in known:
-        raise InputError(f"model: {model!r} is not a model of RecBole or PAD{nearest(model, known)}; known: {', '.join(known)}")
+        raise InputError(
+            f"model: {model!r} is not a model of RecBole or PAD{nearest(model, known)}; known: {', '.join(known)}"
+        )
 
 
 def check_dataset(config: Any) -> None:
@@ -246,14 +248,12 @@ def check_dataset(config: Any) -> None:
     present = sorted(path.parent.name for path in folder.parent.glob("*/*.inter") if path.stem == path.parent.name)
     there = f"datasets in {folder.parent}: {', '.join(present)}" if present else f"{folder.parent} holds no dataset"
     raise InputError(
-        f"dataset: {folder / missing[0]} does not exist{nearest(name, present)}; {there}. Set --data_path to the folder "
-        "that holds the dataset's folder; ml-100k needs no data_path"
+        f"dataset: {folder / missing[0]} does not exist{nearest(name, present)}; {there}. Set --data_path to "
+        "the folder that holds the dataset's folder; ml-100k needs no data_path"
     )
 
 
-def _phase_reports(
-    trainer: Any, record: PhaseRecord, whole: Any, valid_data: Any, test_data: Any
-) -> dict[str, Any]:
+def _phase_reports(trainer: Any, record: PhaseRecord, whole: Any, valid_data: Any, test_data: Any) -> dict[str, Any]:
     """Each phase's own model on both held-out splits; a stock model has one phase, called ``train``."""
     config = trainer.config
     split, mode = config["eval_args"]["split"], config["eval_args"]["mode"]

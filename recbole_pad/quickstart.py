@@ -17,7 +17,10 @@ def quickstart() -> int:
     """Train PAD and, for comparison, RecBole's SASRec, and print the table; returns the exit code."""
     print(f"1/2  PAD on {_DATASET}: three phases; text = title, release year and genres", flush=True)
     pad = run_recbole("PAD", _DATASET, config_dict={**_COMMON, **_PAD})
-    print("2/2  RecBole's SASRec for one epoch: its prefix augmentation makes 103 rows of each user's one", flush=True)
+    print(
+        "2/2  RecBole's SASRec for one epoch: its prefix augmentation makes 103 rows of each user's one",
+        flush=True,
+    )
     sasrec = run_recbole("SASRec", _DATASET, config_dict={**_COMMON, **_SASREC})
     print()
     print(result_table([pad["report"], sasrec["report"]]))
@@ -26,7 +29,7 @@ def quickstart() -> int:
 
 
 _READING = """
-pretrain = RecBole's SASRec trained on all positions with full softmax: what PAD starts from. align and finetune are PAD's
-next phases. SASRec, train = RecBole's own training for one epoch; more epochs would help it, at the seconds per epoch
-shown. ml-100k has no cold items to speak of, and titles say little about films: read it as a smoke test, not as evidence.
+pretrain = RecBole's SASRec trained on all positions with full softmax: what PAD starts from. align and finetune are
+PAD's next phases. SASRec, train = RecBole's own training for one epoch; more epochs would help it, at the seconds per
+epoch shown. ml-100k has no cold items to speak of, and titles say little about films: a smoke test, not evidence.
 Everything about the PAD run: {folder}/result.json"""

@@ -73,7 +73,7 @@ class PhaseTrainer(Trainer):
         super().__init__(phase_view(config, self.phase), model)
         if not model.learns():
             self.epochs = self.eval_step = 0  # all experts are taken as they are, at most the gate is fitted
-        self.tensorboard = _TaggedWriter(self.tensorboard, self.phase)
+        self.tensorboard: Any = _TaggedWriter(self.tensorboard, self.phase)
         self.folder = folder
         self.fingerprint = fingerprint
         self.record = PhaseRecord()
@@ -190,7 +190,11 @@ class PhaseTrainer(Trainer):
         self.continue_from(checkpoint.load(Path(resume_file), self.device))
 
     def evaluate(
-        self, eval_data: Any, load_best_model: bool = False, model_file: str | None = None, show_progress: bool = False
+        self,
+        eval_data: Any,
+        load_best_model: bool = False,
+        model_file: str | None = None,
+        show_progress: bool = False,
     ) -> Any:
         """As RecBole's `Trainer.evaluate`; after `fit` the best weights are in the model, so none are loaded."""
         return super().evaluate(eval_data, model_file is not None, model_file, show_progress)
@@ -360,7 +364,8 @@ class PADTrainer(Trainer):
             load_modules(self.model, usable)
         except RuntimeError as error:
             raise InputError(
-                f"{path}: does not fit this model (other dataset, backbone or sizes?): {str(error).splitlines()[-1].strip()}"
+                f"{path}: does not fit this model (other dataset, backbone or sizes?): "
+                f"{str(error).splitlines()[-1].strip()}"
             ) from error
         return {name.removeprefix("experts.") for name in usable}
 
@@ -382,7 +387,9 @@ class PADTrainer(Trainer):
             last = checkpoint.load(self.folder.last_file, self.device)
             if last["phase"] == trainer.phase:
                 _require_fingerprint(self.folder.last_file, last, trainer)
-                self.logger.info(f"phase {trainer.phase}: continuing at epoch {last['epoch']} from {self.folder.last_file}")
+                self.logger.info(
+                    f"phase {trainer.phase}: continuing at epoch {last['epoch']} from {self.folder.last_file}"
+                )
                 trainer.continue_from(last)
         return False
 
@@ -453,5 +460,3 @@ def _floats(result: Any) -> dict[str, float]:
 
 def _without_format(content: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in content.items() if key != "format"}
-
-

@@ -40,7 +40,12 @@ _STOCK_KEYS = {
     "state", "show_progress", "MAX_ITEM_LIST_LENGTH", "epochs", "stopping_step", "train_batch_size", "eval_batch_size",
     "hidden_size", "inner_size", "embedding_size", "hidden_dropout_prob", "attn_dropout_prob", "learning_rate", "seed",
 }  # fmt: skip
-_BACKBONE_KEYS = {"hidden_size", "inner_size", "hidden_dropout_prob", "attn_dropout_prob"}  # not every backbone has them
+_BACKBONE_KEYS = {
+    "hidden_size",
+    "inner_size",
+    "hidden_dropout_prob",
+    "attn_dropout_prob",
+}  # not every backbone has them
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,1 @@
+"""RecBole's data side: sequences, histories, frequencies, text vectors, loaders."""

@@ -86,7 +86,9 @@ class PADDataset(SequentialDataset):
                 continue
             values = feat[field][source]
             shape = inside.shape + (1,) * (values.dim() - 2)
-            rows[getattr(self, f"{field}_list_field")] = torch.where(inside.view(shape), values, torch.zeros_like(values))
+            rows[getattr(self, f"{field}_list_field")] = torch.where(
+                inside.view(shape), values, torch.zeros_like(values)
+            )
         return Interaction(rows)
 
     def build(self) -> list[PADDataset]:

@@ -16,8 +16,8 @@ def drift_weights(train: Histories, n_items: int) -> np.ndarray:
     Validation targets are one step after the training data and test targets two, and later targets are colder: on Prime
     Pantry 22 % of the validation targets have train frequency 0-5, and 31 % of the test targets. Whoever fits something
     on validation rows for use later should weight them. The ratio is estimated with the split moved two steps back: the
-    last two TRAINING items of each user take the part of validation and test, counts are taken without them. No held-out
-    interaction is looked at.
+    last two TRAINING items of each user take the part of validation and test, and counts are taken without them. No
+    held-out interaction is looked at.
 
     Args:
         train: each user's training interactions, in time order.

@@ -45,9 +45,7 @@ def equal_mass_bins(counts: NDArray[np.integer], n_bins: int) -> NDArray[np.int6
     for number in range(1, n_bins):
         if first >= n_seen:
             break
-        reached = (mass - (mass[first - 1] if first else 0)) * n_bins >= mass[
-            -1
-        ]  # in whole numbers: no rounding
+        reached = (mass - (mass[first - 1] if first else 0)) * n_bins >= mass[-1]  # in whole numbers: no rounding
         end = int(np.argmax(reached)) + 1 if reached[-1] else n_seen
         in_order[first:end] = number
         first = end

@@ -63,7 +63,10 @@ class LengthBucketDataLoader(TrainDataLoader):
         """The rows of this process; every process gets at least one row of each batch (a repeated one if need be)."""
         if self.config["single_spec"]:
             return list(batches)
-        rank, world = int(self.config["local_rank"]) + int(self.config["offset"]), int(self.config["world_size"])
+        rank, world = (
+            int(self.config["local_rank"]) + int(self.config["offset"]),
+            int(self.config["world_size"]),
+        )
         return [batch[rank::world] if len(batch) > rank else batch[:1] for batch in batches]
 
 

@@ -84,9 +84,7 @@ class TextTable:
         block = 16_384
         for start in range(1, len(self.rows), block):
             rows = vectors[self.rows[start : start + block]]
-            table[start : start + block] = torch.from_numpy(rows.astype(rows.dtype.newbyteorder("="))).to(
-                dtype
-            )
+            table[start : start + block] = torch.from_numpy(rows.astype(rows.dtype.newbyteorder("="))).to(dtype)
         return table
 
 
@@ -149,9 +147,7 @@ def find_text_table(
         expected_digest=text_digest(texts),
         expected_encoder=text_encoder,
         expected_fields=text_fields,
-        rebuild=_encode_command(
-            dataset_name, Path(item_file), text_encoder, text_fields, Path(folder), item_field
-        ),
+        rebuild=_encode_command(dataset_name, Path(item_file), text_encoder, text_fields, Path(folder), item_field),
     )
 
 
@@ -226,9 +222,7 @@ def open_text_table(
     return TextTable(npy, rows, width, found["vectors_sha256"], manifest, stat)
 
 
-def _rows_of(
-    tokens: Sequence[str], items: list[str], npy: Path, manifest_file: Path, remedy: str
-) -> NDArray[np.int64]:
+def _rows_of(tokens: Sequence[str], items: list[str], npy: Path, manifest_file: Path, remedy: str) -> NDArray[np.int64]:
     row = {item: r for r, item in enumerate(items)}
     if len(row) < len(items):
         twice = sorted({item for r, item in enumerate(items) if row[item] != r})
@@ -265,11 +259,7 @@ def _memory_map(npy: Path, remedy: str) -> np.memmap[Any, Any]:
         vectors = np.load(npy, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:  # truncated, not a .npy, or holding Python objects
         raise InputError(f"{npy} is not a whole .npy file of numbers: {error}; {remedy}") from error
-    if (
-        not isinstance(vectors, np.memmap)
-        or vectors.ndim != 2
-        or vectors.dtype.newbyteorder("=").name not in DTYPES
-    ):
+    if not isinstance(vectors, np.memmap) or vectors.ndim != 2 or vectors.dtype.newbyteorder("=").name not in DTYPES:
         shape, dtype = getattr(vectors, "shape", None), getattr(vectors, "dtype", None)
         raise InputError(
             f"{npy} has shape {shape} and type {dtype}; expected (items, width) "

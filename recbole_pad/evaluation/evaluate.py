@@ -108,7 +108,9 @@ def evaluate_split(
         del by_bin["0"]  # padding is never a target
         report[protocol] = {
             "all": {"n": len(targets), **metrics(ranks[protocol], ks)},
-            "frequency": grouped_metrics(ranks[protocol], frequency_group(groups.counts[targets]), FREQUENCY_GROUPS, ks),
+            "frequency": grouped_metrics(
+                ranks[protocol], frequency_group(groups.counts[targets]), FREQUENCY_GROUPS, ks
+            ),
             "bins": by_bin,
         }
     return report

@@ -33,11 +33,7 @@ def metrics(ranks: NDArray[np.floating], ks: Sequence[int] = KS) -> dict[str, fl
     if not len(ranks):
         return {}
     gains = {"hit": np.ones_like(ranks), "ndcg": 1 / np.log2(ranks + 1), "mrr": 1 / ranks}
-    return {
-        f"{name}@{k}": float(np.mean(np.where(ranks <= k, gain, 0.0)))
-        for k in ks
-        for name, gain in gains.items()
-    }
+    return {f"{name}@{k}": float(np.mean(np.where(ranks <= k, gain, 0.0))) for k in ks for name, gain in gains.items()}
 
 
 def grouped_metrics(

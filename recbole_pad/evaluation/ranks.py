@@ -35,9 +35,7 @@ def target_ranks(
     Source: PAD's evaluation masks the history; RecBole's sequential one does not. Both are offered.
     """
     if scores.dim() != 2 or target.shape != scores.shape[:1]:
-        raise ValueError(
-            f"expected scores (B, V) and target (B,), got {tuple(scores.shape)} and {tuple(target.shape)}"
-        )
+        raise ValueError(f"expected scores (B, V) and target (B,), got {tuple(scores.shape)} and {tuple(target.shape)}")
     n_bad = int(torch.isnan(scores).any(dim=1).sum())
     if n_bad:
         raise ValueError(f"{n_bad} of {len(scores)} rows of scores contain NaN: the model has diverged")

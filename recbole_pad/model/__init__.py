@@ -1,0 +1,1 @@
+"""PAD as a RecBole model, and its parts."""

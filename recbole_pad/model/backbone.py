@@ -80,7 +80,11 @@ class Backbone(nn.Module):
         super().__init__()
         self.spec: BackboneSpec = backbone_spec(name)
         core_config = copy.copy(config)
-        core_config.final_config_dict = {**config.final_config_dict, "loss_type": "CE", "train_neg_sample_args": None}
+        core_config.final_config_dict = {
+            **config.final_config_dict,
+            "loss_type": "CE",
+            "train_neg_sample_args": None,
+        }
         self.core = get_model(name)(core_config, dataset)
         table = self.core.item_embedding.weight.detach()
         self.width = table.size(1)

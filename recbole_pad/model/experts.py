@@ -40,7 +40,8 @@ class Expert(nn.Module):
     @torch.no_grad()
     def start_from(self, trained: Expert) -> None:
         """Copy the ID vectors and the encoder of a trained ID expert into this aligned one (e -> e', U -> U_2)."""
-        assert isinstance(self.items, AlignedVectors) and isinstance(trained.items, IDVectors)
+        assert isinstance(self.items, AlignedVectors)
+        assert isinstance(trained.items, IDVectors)
         self.items.ids.weight.copy_(trained.items.weight)
         self.backbone.load_state_dict(trained.backbone.state_dict())
 
@@ -71,7 +72,11 @@ def _id_vectors(backbone: Backbone, settings: PADConfig, catalogue: Catalogue) -
 def _text_vectors(backbone: Backbone, settings: PADConfig, catalogue: Catalogue) -> TextVectors:
     text: Tensor = catalogue.text(None)
     adapter = TextAdapter(
-        text.size(1), backbone.width, settings.adapter_layers, settings.adapter_activation, settings.adapter_dropout
+        text.size(1),
+        backbone.width,
+        settings.adapter_layers,
+        settings.adapter_activation,
+        settings.adapter_dropout,
     )
     if settings.adapter_init == "matched":
         adapter.match_scale(text[1:], float(backbone.initial_items[1:].std()))

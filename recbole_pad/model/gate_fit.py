@@ -102,7 +102,9 @@ def _cross_entropy(scores: Tensor, place: Tensor) -> Tensor:
 def _smooth_ndcg(scores: Tensor, place: Tensor) -> Tensor:
     """-1 / log2(1 + rank), the rank a sum of sigmoids. Source: Qin et al. 2010 (ApproxNDCG), for one target."""
     target_score = scores.gather(1, place[:, None])
-    rank = 0.5 + torch.sigmoid((scores - target_score) / _RANK_TEMPERATURE).sum(dim=1)  # its own sigmoid(0) is in the sum
+    rank = 0.5 + torch.sigmoid((scores - target_score) / _RANK_TEMPERATURE).sum(
+        dim=1
+    )  # its own sigmoid(0) is in the sum
     return -1 / torch.log2(1 + rank)
 
 

@@ -67,7 +67,9 @@ def _binary(step: Step) -> Tensor:
 
 
 def _sampled_softmax(step: Step) -> Tensor:
-    assert step.sampler is not None and step.negatives is not None and step.negative_ids is not None
+    assert step.sampler is not None
+    assert step.negatives is not None
+    assert step.negative_ids is not None
     neg_score = step.states @ step.vectors[step.negatives].T
     log_expected = step.sampler.log_probability + torch.log(torch.tensor(float(len(step.negatives))))
     return sampled_softmax(

@@ -7,7 +7,7 @@ SIGIR 2025, arXiv 2412.04107. Formulas: docs/method.md.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -126,9 +126,7 @@ class PAD(SequentialRecommender):
         """The experts of the present phase whose parameters it trains (see config key `retrain_experts`)."""
         gated = PHASES[self.phase].experts is None
         frozen = self.trained_before if gated and not self.settings.retrain_experts else set()
-        return tuple(
-            name for name in self._members(self.phase) if self._expert(name).is_trained and name not in frozen
-        )
+        return tuple(name for name in self._members(self.phase) if self._expert(name).is_trained and name not in frozen)
 
     def learns(self) -> bool:
         """Whether the present phase has anything to train: an expert, or the gate through a joint loss."""
@@ -147,8 +145,7 @@ class PAD(SequentialRecommender):
         return modules
 
     def _expert(self, name: str) -> Expert:
-        expert: Expert = self.experts[name]
-        return expert
+        return cast(Expert, self.experts[name])
 
     # --- scoring ----------------------------------------------------------------------------------------------------
 
@@ -201,7 +198,8 @@ class PAD(SequentialRecommender):
         sequence = self._sequence(interaction)
         members = self._members(self.phase)
         return [
-            self._expert(name).backbone.last_state(table, *sequence) for name, table in zip(members, tables, strict=True)
+            self._expert(name).backbone.last_state(table, *sequence)
+            for name, table in zip(members, tables, strict=True)
         ]
 
     def expert_tables(self) -> list[Tensor]:
@@ -232,9 +230,10 @@ class PAD(SequentialRecommender):
         settings = self.phase_settings[self.phase]
         positions = self._positions(interaction)
         objective = OBJECTIVES[settings.loss]
-        sampler = self.samplers[self.phase] if objective.needs_sampler else None
+        sampler = cast(NegativeSampler, self.samplers[self.phase]) if objective.needs_sampler else None
         negatives = objective.draw(sampler, positions.target_user, settings.n_negatives)
-        recommendation = sum(objective.loss(step) for step in self._steps(positions, negatives, sampler))
+        steps = self._steps(positions, negatives, sampler)
+        recommendation = torch.stack([objective.loss(step) for step in steps]).sum()
         if not PHASES[self.phase].aligns or settings.mmd_weight == 0 or settings.align_loss == "none":
             return recommendation
         rows = self._alignment_rows(interaction, positions, negatives)
@@ -256,7 +255,12 @@ class PAD(SequentialRecommender):
         following = following.scatter(1, item_seq_len[:, None] - 1, target[:, None])
         is_position = item_seq > 0
         return Positions(
-            item_seq, item_seq_len, user, is_position, following[is_position], user[:, None].expand_as(item_seq)[is_position]
+            item_seq,
+            item_seq_len,
+            user,
+            is_position,
+            following[is_position],
+            user[:, None].expand_as(item_seq)[is_position],
         )
 
     def _steps(self, positions: Positions, negatives: Tensor | None, sampler: NegativeSampler | None) -> list[Step]:
@@ -300,7 +304,9 @@ class PAD(SequentialRecommender):
             rows = torch.unique(torch.cat([positions.item_seq.flatten(), positions.target, *drawn]))
             return rows[rows > 0]
         slots = interaction[self.ITEM_SEQ]
-        targets = F.pad(slots[:, 1:], (0, 1)).scatter(1, positions.item_seq_len[:, None] - 1, interaction[self.ITEM_ID][:, None])
+        targets = F.pad(slots[:, 1:], (0, 1)).scatter(
+            1, positions.item_seq_len[:, None] - 1, interaction[self.ITEM_ID][:, None]
+        )
         empty = slots.numel() - len(drawn[0]) if drawn else 0
         return torch.cat([slots.flatten(), targets.flatten(), *drawn, slots.new_zeros(max(empty, 0))])
 

@@ -34,9 +34,7 @@ class TextAdapter(nn.Module):
     Source: PAD, alignment phase. Weights Xavier normal, biases zero.
     """
 
-    def __init__(
-        self, text_width: int, hidden_size: int, n_layers: int, activation: str, dropout: float
-    ) -> None:
+    def __init__(self, text_width: int, hidden_size: int, n_layers: int, activation: str, dropout: float) -> None:
         super().__init__()
         if n_layers < 0:
             raise InputError(f"adapter_layers: {n_layers} is negative; give 0 (projection only) or more")

@@ -71,9 +71,7 @@ class FrequencyGate(nn.Module):
     ) -> None:
         super().__init__()
         if n_bins < 1 or not experts:
-            raise InputError(
-                f"a gate needs at least one bin and one expert, got {n_bins} and {list(experts)}"
-            )
+            raise InputError(f"a gate needs at least one bin and one expert, got {n_bins} and {list(experts)}")
         self.norm = pick(GATE_NORMS, norm, what="gate_norm")
         logits = torch.zeros(n_bins + 1, len(experts), dtype=torch.float32)
         for column, expert in enumerate(experts):

@@ -47,9 +47,7 @@ def softmax_ce(scores: Tensor, target: Tensor, allowed: Tensor | None = None) ->
         ValueError: shapes that do not fit or are empty.
     """
     if scores.dim() != 2 or target.shape != scores.shape[:1] or not len(target):
-        raise ValueError(
-            f"expected scores (M, V) and target (M,), got {tuple(scores.shape)} and {tuple(target.shape)}"
-        )
+        raise ValueError(f"expected scores (M, V) and target (M,), got {tuple(scores.shape)} and {tuple(target.shape)}")
     logits = at_least_float32(scores)
     if allowed is not None:
         if allowed.shape != scores.shape[1:]:

@@ -78,9 +78,7 @@ def mk_mmd(
         return matrix_mmd(rows, entry, alphas, mean_dist)
 
 
-def matrix_mmd(
-    rows: Tensor, kernel: Kernel, alphas: Sequence[float], mean_dist: Tensor | None = None
-) -> Tensor:
+def matrix_mmd(rows: Tensor, kernel: Kernel, alphas: Sequence[float], mean_dist: Tensor | None = None) -> Tensor:
     """The MMD for any kernel, by autograd on the shared (2n, 2n) matrix.
 
     Args:
@@ -205,9 +203,7 @@ def info_nce(text: Tensor, ids: Tensor, temperature: float) -> Tensor:
 
 def _check_pairs(text: Tensor, ids: Tensor) -> None:
     if text.dim() != 2 or text.shape != ids.shape:
-        raise ValueError(
-            f"expected two (n, d) tensors of one shape, got {tuple(text.shape)} and {tuple(ids.shape)}"
-        )
+        raise ValueError(f"expected two (n, d) tensors of one shape, got {tuple(text.shape)} and {tuple(ids.shape)}")
     if len(text) < 2:
         raise ValueError(f"an alignment loss needs at least 2 rows, got {len(text)}")
 
@@ -216,9 +212,7 @@ def _mmd(text: Tensor, ids: Tensor, *, kernel: str, alphas: Sequence[float], tem
     return mk_mmd(text, ids, kernel, alphas)
 
 
-def _info_nce(
-    text: Tensor, ids: Tensor, *, kernel: str, alphas: Sequence[float], temperature: float
-) -> Tensor:
+def _info_nce(text: Tensor, ids: Tensor, *, kernel: str, alphas: Sequence[float], temperature: float) -> Tensor:
     return info_nce(text, ids, temperature)
 
 

@@ -118,9 +118,7 @@ def transform_text(vectors: Vectors, spec: str) -> Tensor:
         raise InputError(f"text vectors must have shape (items, width), got {tuple(vectors.shape)}")
     name, k = parse_spec(spec, width=vectors.shape[1])
     shift, matrix = TEXT_TRANSFORMS[name](Moments(vectors), k)
-    out = torch.zeros(
-        len(vectors), vectors.shape[1] if matrix is None else matrix.shape[1], dtype=torch.float32
-    )
+    out = torch.zeros(len(vectors), vectors.shape[1] if matrix is None else matrix.shape[1], dtype=torch.float32)
     for start, block in item_blocks(vectors):
         moved = block - shift
         out[start : start + len(block)] = moved if matrix is None else moved @ matrix
@@ -135,12 +133,7 @@ def parse_spec(spec: str, width: int) -> tuple[str, int | None]:
     """
     name, colon, number = str(spec).partition(":")
     k = int(number) if number.isascii() and number.isdigit() else None
-    if (
-        name not in TEXT_TRANSFORMS
-        or bool(colon) != (k is not None)
-        or k == 0
-        or NEEDS_K[name] not in (None, bool(k))
-    ):
+    if name not in TEXT_TRANSFORMS or bool(colon) != (k is not None) or k == 0 or NEEDS_K[name] not in (None, bool(k)):
         raise InputError(f"text_transform: {spec!r} is not known; choose one of {ALLOWED}")
     if k is not None and k > width:
         raise InputError(f"text_transform: {spec!r} asks for {k} directions, the vectors have {width}")

@@ -106,9 +106,7 @@ def test_encode_makes_the_vectors_that_a_run_then_uses(
 
 
 @pytest.fixture
-def refused(
-    data_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., str]:
+def refused(data_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """``refused(*words)``: `run_recbole` with these arguments ends with code 2; its one line of error."""
 
     def run(*words: str) -> str:
@@ -163,9 +161,7 @@ def test_a_wrong_argument_is_named_with_what_would_be_right(
 
 def test_encode_refuses_what_it_does_not_know(capsys: pytest.CaptureFixture[str]):
     assert main(["encode", "--dataset=tiny", "--epochs=3"]) == 2
-    assert (
-        capsys.readouterr().err == "error: encode does not know --epochs=3; see recbole-pad encode --help\n"
-    )
+    assert capsys.readouterr().err == "error: encode does not know --epochs=3; see recbole-pad encode --help\n"
 
 
 def test_encode_refuses_a_dataset_that_is_not_there(capsys: pytest.CaptureFixture[str]):
@@ -238,29 +234,21 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # RecBole's Config sets it
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: True)
-    monkeypatch.setattr(
-        torch.multiprocessing, "spawn", lambda *args, **kwargs: spawned.append((args, kwargs))
-    )
+    monkeypatch.setattr(torch.multiprocessing, "spawn", lambda *args, **kwargs: spawned.append((args, kwargs)))
     return spawned
 
 
 def test_fewer_named_gpus_than_processes_are_refused(refused: Callable[..., str], two_gpus: list[Any]):
-    assert "gpu_id: '0' names too few GPUs for nproc 2; set --gpu_id=0,1" in refused(
-        "--dataset=tiny", "--nproc=2"
-    )
+    assert "gpu_id: '0' names too few GPUs for nproc 2; set --gpu_id=0,1" in refused("--dataset=tiny", "--nproc=2")
     assert two_gpus == []
 
 
-def test_a_wrong_dataset_is_refused_before_processes_are_started(
-    refused: Callable[..., str], two_gpus: list[Any]
-):
+def test_a_wrong_dataset_is_refused_before_processes_are_started(refused: Callable[..., str], two_gpus: list[Any]):
     assert "did you mean 'tiny'?" in refused("--dataset=tinny", "--nproc=2", "--gpu_id=0,1")
     assert two_gpus == []
 
 
-def test_every_process_runs_the_plugins_function(
-    settings: Callable[..., dict[str, Any]], two_gpus: list[Any]
-):
+def test_every_process_runs_the_plugins_function(settings: Callable[..., dict[str, Any]], two_gpus: list[Any]):
     asked = settings(gpu_id="0,1")
     recbole_pad.quick_start.run("PAD", "tiny", config_dict=asked, nproc=2, port="99", saved=False)
     (((function,), kwargs),) = two_gpus
@@ -275,9 +263,7 @@ def test_every_process_runs_the_plugins_function(
 
 def test_a_process_gets_its_rank(monkeypatch: pytest.MonkeyPatch):
     calls: list[Any] = []
-    monkeypatch.setattr(
-        recbole_pad.quick_start, "run_recbole", lambda *args, **kwargs: calls.append((args, kwargs))
-    )
+    monkeypatch.setattr(recbole_pad.quick_start, "run_recbole", lambda *args, **kwargs: calls.append((args, kwargs)))
     given = {"config_dict": {"nproc": 2}, "queue": None}
     recbole_pad.quick_start.run_recboles(1, "PAD", "tiny", None, given)
     assert calls == [(("PAD", "tiny", None), {"config_dict": {"nproc": 2, "local_rank": 1}, "queue": None})]

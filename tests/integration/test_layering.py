@@ -122,9 +122,7 @@ def test_modules_read_nothing_but_the_version_from_the_package_itself():
         read = {
             node.attr
             for node in ast.walk(tree)
-            if isinstance(node, ast.Attribute)
-            and isinstance(node.value, ast.Name)
-            and node.value.id == "recbole_pad"
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "recbole_pad"
         }
         assert read <= {"__version__"}, name
 

@@ -93,9 +93,7 @@ def fresh(code: str, settings: dict[str, Any], cwd: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_recboles_own_functions_run_pad_after_import_and_reload_it_without(
-    settings: Settings, tmp_path: Path
-):
+def test_recboles_own_functions_run_pad_after_import_and_reload_it_without(settings: Settings, tmp_path: Path):
     """One run of PAD gives one test result, whichever of RecBole's functions asks for it, in any process."""
     columns = {"load_col": {"inter": ["user_id", "item_id", "timestamp"]}, "topk": [5, 10]}
     asked = {"PAD": settings(), "SASRec": settings("SASRec", epochs=1, **STOCK, **columns)}
@@ -173,9 +171,7 @@ def test_two_processes_share_one_run_and_count_every_row_once(
         assert process.returncode == 0, errors
     first, second = (json.loads(out.strip().splitlines()[-1]) for out, _ in printed)
     assert first["run_folder"] == second["run_folder"]
-    assert [str(path.relative_to(tmp_path)) for path in (tmp_path / "saved").iterdir()] == [
-        first["run_folder"]
-    ]
+    assert [str(path.relative_to(tmp_path)) for path in (tmp_path / "saved").iterdir()] == [first["run_folder"]]
     assert read_strictly(tmp_path / first["run_folder"] / "result.json") == first["report"]
     for name, phase in first["report"]["phases"].items():
         assert (phase["valid"]["masked"]["all"]["n"], phase["test"]["masked"]["all"]["n"]) == (37, 38)
@@ -274,9 +270,7 @@ def held_out(data_path: Path) -> dict[str, list[tuple[str, int]]]:
 
 
 @pytest.mark.parametrize(("model", "changes"), MODELS)
-def test_the_result_file_has_one_form_for_pad_and_stock_models(
-    model: str, changes: dict[str, Any], settings: Settings
-):
+def test_the_result_file_has_one_form_for_pad_and_stock_models(model: str, changes: dict[str, Any], settings: Settings):
     result = run_recbole(model, "tiny", config_dict=asked_of(model, changes, settings))
     folder = Path(result["run_folder"])
     report = read_strictly(folder / "result.json")
@@ -309,9 +303,7 @@ def test_groups_and_bins_hold_every_held_out_row_once(
     for phase in result["report"]["phases"].values():
         for split, rows in held_out(data_path).items():
             assert len(rows) > 30
-            expected = Counter(
-                next(name for name, last in limits.items() if count <= last) for _, count in rows
-            )
+            expected = Counter(next(name for name, last in limits.items() if count <= last) for _, count in rows)
             assert len(expected) >= 3, "too few groups to tell them apart"
             for protocol in ("masked", "unmasked"):
                 found = phase[split][protocol]
@@ -346,9 +338,7 @@ def test_recboles_test_result_is_the_reports_last_phase(
 
     Masked lists of 20 are left out: `tiny` has 25 items, so RecBole fills them up with masked ones.
     """
-    result = run_recbole(
-        model, "tiny", config_dict=asked_of(model, {**changes, "protocol": protocol}, settings)
-    )
+    result = run_recbole(model, "tiny", config_dict=asked_of(model, {**changes, "protocol": protocol}, settings))
     last = list(result["report"]["phases"].values())[-1]
     name, other = ("masked", "unmasked") if protocol == "pad" else ("unmasked", "masked")
     for split, printed in (("test", result["test_result"]), ("valid", result["best_valid_result"])):
@@ -361,11 +351,7 @@ def test_recboles_test_result_is_the_reports_last_phase(
 
 @pytest.mark.parametrize("model", ["BPR", "Pop"])
 def test_a_model_that_is_not_sequential_runs_too(model: str, settings: Settings):
-    asked = {
-        key: value
-        for key, value in settings("SASRec").items()
-        if "dropout" not in key and key != "inner_size"
-    }
+    asked = {key: value for key, value in settings("SASRec").items() if "dropout" not in key and key != "inner_size"}
     result = run_recbole(model, "tiny", config_dict=asked)
     report = read_strictly(Path(result["run_folder"]) / "result.json")
     assert set(report) == KEYS
@@ -390,9 +376,7 @@ def test_a_run_that_is_not_saved_leaves_no_file(
 
 
 @pytest.mark.parametrize(("model", "changes"), MODELS[:2])
-def test_the_saved_model_is_reloaded_with_its_numbers(
-    model: str, changes: dict[str, Any], settings: Settings
-):
+def test_the_saved_model_is_reloaded_with_its_numbers(model: str, changes: dict[str, Any], settings: Settings):
     result = run_recbole(model, "tiny", config_dict=asked_of(model, changes, settings))
     config, network, *_, test = load_data_and_model(str(Path(result["run_folder"]) / "model.pth"))
     trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, network)

@@ -98,9 +98,7 @@ def leftovers(tmp_path: Path) -> list[Path]:
     return [path for path in (tmp_path / "saved").rglob("*") if path.name.endswith(".tmp")]
 
 
-def killed(
-    config: dict[str, Any], owner: Any, name: str, dies: Callable[..., bool], after: bool = False
-) -> None:
+def killed(config: dict[str, Any], owner: Any, name: str, dies: Callable[..., bool], after: bool = False) -> None:
     """Run until `dies`, asked with the arguments of each call, says yes; die before or after it."""
     original = getattr(owner, name)
 
@@ -215,9 +213,7 @@ def test_a_run_killed_again_and_again_ends_as_if_it_had_not_been(
     assert outcome({"run_folder": folder}) == reference
 
 
-def test_a_resumed_phase_remembers_how_many_epochs_were_worse(
-    asked: Settings, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_resumed_phase_remembers_how_many_epochs_were_worse(asked: Settings, monkeypatch: pytest.MonkeyPatch):
     """Scores 0.5, 0.4, then killed in the third epoch; after it, two were worse, and one is allowed."""
     scores = iter([0.5, 0.4, 0.3, 0.2, 0.1])
     monkeypatch.setattr(recbole.trainer.trainer, "calculate_valid_score", lambda result, metric: next(scores))
@@ -291,9 +287,7 @@ def test_a_process_killed_while_it_writes_leaves_nothing_that_is_taken_for_a_che
 # --- what may be resumed --------------------------------------------------------------------------
 
 
-def test_resume_without_an_earlier_run_starts_a_new_one(
-    asked: Settings, reference: dict[str, Any], tmp_path: Path
-):
+def test_resume_without_an_earlier_run_starts_a_new_one(asked: Settings, reference: dict[str, Any], tmp_path: Path):
     result = start(asked(resume=True))
     assert outcome(result) == reference
     assert [str(path) for path in run_folders(tmp_path)] == [result["run_folder"]]

@@ -11,17 +11,13 @@ def sigmoid(x: float) -> float:
 
 def bce(pos: list[float], neg: list[list[float]]) -> float:
     flat = [s for row in neg for s in row]
-    return sum(-math.log(sigmoid(s)) for s in pos) / len(pos) + sum(
-        -math.log(1 - sigmoid(s)) for s in flat
-    ) / len(flat)
+    return sum(-math.log(sigmoid(s)) for s in pos) / len(pos) + sum(-math.log(1 - sigmoid(s)) for s in flat) / len(flat)
 
 
 def softmax_ce(scores: list[list[float]], target: list[int], allowed: list[bool]) -> float:
     total = 0.0
     for row, t in zip(scores, target, strict=True):
-        total -= math.log(
-            math.exp(row[t]) / sum(math.exp(s) for v, s in enumerate(row) if allowed[v] or v == t)
-        )
+        total -= math.log(math.exp(row[t]) / sum(math.exp(s) for v, s in enumerate(row) if allowed[v] or v == t))
     return total / len(target)
 
 
@@ -36,8 +32,6 @@ def sampled_softmax(
     total = 0.0
     for m, score in enumerate(pos):
         own = math.exp(score) / pos_expected[m]
-        others = sum(
-            math.exp(s) / neg_expected[m][k] for k, s in enumerate(neg[m]) if not neg_is_target[m][k]
-        )
+        others = sum(math.exp(s) / neg_expected[m][k] for k, s in enumerate(neg[m]) if not neg_is_target[m][k])
         total -= math.log(own / (own + others))
     return total / len(pos)

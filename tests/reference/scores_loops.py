@@ -34,9 +34,7 @@ def decayed_history(vectors: Sequence[Sequence[float]], decay: float) -> list[fl
     return state
 
 
-def score(
-    weights: Sequence[float], states: Sequence[Sequence[float]], vectors: Sequence[Sequence[float]]
-) -> float:
+def score(weights: Sequence[float], states: Sequence[Sequence[float]], vectors: Sequence[Sequence[float]]) -> float:
     """sum_k w_k h_k . v_k."""
     return sum(
         weight * sum(h * v for h, v in zip(state, vector, strict=True))

@@ -73,9 +73,7 @@ def test_match_scale_touches_the_last_layer_only_and_keeps_directions():
     ("activation", "std", "spread"),
     [("tanh", 1.5, 1.0), ("gelu", 0.0, 1.0), ("gelu", -1.0, 1.0), ("gelu", 1.0, 0.0)],
 )
-def test_match_scale_refuses_what_it_cannot_reach_and_restores_the_weights(
-    activation: str, std: float, spread: float
-):
+def test_match_scale_refuses_what_it_cannot_reach_and_restores_the_weights(activation: str, std: float, spread: float):
     adapter = TextAdapter(8, 6, 0, activation, dropout=0.0)
     before = linears(adapter)[0].weight.clone()
     with pytest.raises(InputError, match="standard deviation"):

@@ -81,9 +81,7 @@ def batch(n_rows: int = 6, n_columns: int = 8) -> tuple[Tensor, Tensor, Tensor]:
     return seq * (torch.arange(n_columns) < length[:, None]), length, torch.arange(1, n_rows + 1)
 
 
-def random_backbone(
-    prepared: Callable[..., Any], name: str, positions: str = "auto"
-) -> tuple[Backbone, Tensor]:
+def random_backbone(prepared: Callable[..., Any], name: str, positions: str = "auto") -> tuple[Backbone, Tensor]:
     """A backbone with weights away from their start values, and a table of item vectors."""
     settings, _, train, *_ = prepared(dataset="chain", backbone=name, positions=positions)
     seed()
@@ -116,14 +114,10 @@ def test_the_state_with_absolute_positions_is_recboles(pair, name: str):
 def test_the_score_of_all_items_is_recboles(pair, prepared, name: str):
     ours, table, stock = pair(name)
     interaction = next(iter(prepared(name, dataset="chain", train_neg_sample_args=None)[4]))[0]
-    state = ours.last_state(
-        table, interaction["item_id_list"], interaction["item_length"], interaction["user_id"]
-    )
+    state = ours.last_state(table, interaction["item_id_list"], interaction["item_length"], interaction["user_id"])
     vectors = torch.nn.functional.normalize(table, dim=-1) if name == "CORE" else table
     expected = stock.full_sort_predict(interaction)
-    torch.testing.assert_close(
-        state @ vectors.T, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item()
-    )
+    torch.testing.assert_close(state @ vectors.T, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
 
 
 @pytest.mark.parametrize("name", BACKBONES)
@@ -158,9 +152,7 @@ def test_recency_is_left_padding_with_positions_from_the_right(pair):
     got = ours(table, seq, length, user)
     for row, n in enumerate(length.tolist()):
         torch.testing.assert_close(got[row, :n], expected[row, n_columns - n :], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(
-        ours.last_state(table, seq, length, user), expected[:, -1], rtol=1e-4, atol=1e-5
-    )
+    torch.testing.assert_close(ours.last_state(table, seq, length, user), expected[:, -1], rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
@@ -175,9 +167,7 @@ def test_recency_is_recboles_model_with_its_position_table_turned_round(pair, na
     got = ours.last_state(table, seq, length, user)
     for row, n in enumerate(length.tolist()):
         position_table[:n] = original[:n].flip(0)
-        expected = stock_state(
-            name, stock, seq[row : row + 1, :n], length[row : row + 1], user[row : row + 1]
-        )
+        expected = stock_state(name, stock, seq[row : row + 1, :n], length[row : row + 1], user[row : row + 1])
         torch.testing.assert_close(got[row : row + 1], expected, rtol=1e-4, atol=1e-5)
 
 
@@ -249,9 +239,7 @@ def test_a_state_does_not_depend_on_the_padding(prepared, name: str):
     seq, length, user = batch(n_rows=4, n_columns=5)
     wider = torch.nn.functional.pad(seq, (0, 3))
     expected = backbone.last_state(table, seq, length, user)
-    torch.testing.assert_close(
-        backbone.last_state(table, wider, length, user), expected, rtol=1e-4, atol=1e-5
-    )
+    torch.testing.assert_close(backbone.last_state(table, wider, length, user), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", BACKBONES)

@@ -34,9 +34,7 @@ def test_what_is_saved_is_loaded(tmp_path: Path):
     checkpoint.save(file, CONTENT)
     loaded = checkpoint.load(file)
     assert loaded.pop("format") == checkpoint.FORMAT
-    assert torch.equal(
-        loaded["modules"].pop("gate")["weight"], torch.tensor([[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]])
-    )
+    assert torch.equal(loaded["modules"].pop("gate")["weight"], torch.tensor([[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]))
     assert loaded == {**CONTENT, "modules": {}}
     assert [path.name for path in file.parent.iterdir()] == ["align.pth"]
 
@@ -277,9 +275,7 @@ def test_the_place_of_the_data_does_not_matter(data_path: Path, tmp_path: Path, 
     assert changed(prints(), prints(data_path=folder, text_vectors_dir="other")) == []
 
 
-def test_one_other_interaction_changes_every_phase(
-    data_path: Path, tmp_path: Path, prints: Callable[..., Any]
-):
+def test_one_other_interaction_changes_every_phase(data_path: Path, tmp_path: Path, prints: Callable[..., Any]):
     def edit(files: dict[str, str]) -> None:
         lines = files["inter"].splitlines()
         row = next(number for number, line in enumerate(lines) if line.startswith("u30\t"))
@@ -291,9 +287,7 @@ def test_one_other_interaction_changes_every_phase(
     assert changed(prints(), prints(data_path=folder, text_vectors_dir="other")) == ALL
 
 
-def test_another_text_changes_the_phases_that_read_texts(
-    data_path: Path, tmp_path: Path, prints: Callable[..., Any]
-):
+def test_another_text_changes_the_phases_that_read_texts(data_path: Path, tmp_path: Path, prints: Callable[..., Any]):
     def edit(files: dict[str, str]) -> None:
         files["item"] = files["item"].replace("red round box", "red round bowl")
 
@@ -305,16 +299,12 @@ def test_the_initial_weights_count_by_content_not_by_name(tmp_path: Path, prints
     for name, value in (("one", 1.0), ("other", 2.0)):
         checkpoint.save(tmp_path / f"{name}.pth", {"modules": {"gate": {"weight": torch.tensor(value)}}})
     shutil.copy(tmp_path / "one.pth", tmp_path / "same.pth")
-    one, same, other = (
-        prints(init_checkpoint=str(tmp_path / f"{name}.pth")) for name in ("one", "same", "other")
-    )
+    one, same, other = (prints(init_checkpoint=str(tmp_path / f"{name}.pth")) for name in ("one", "same", "other"))
     assert changed(one, same) == []
     assert changed(one, other) == changed(one, prints()) == ALL
 
 
-def test_earlier_phases_left_out_change_the_later_ones(
-    prepared: Callable[..., Any], prints: Callable[..., Any]
-):
+def test_earlier_phases_left_out_change_the_later_ones(prepared: Callable[..., Any], prints: Callable[..., Any]):
     config, _, train, _, _ = prepared(phases=["align", "finetune"])
     found = {phase: checkpoint.fingerprint(config, train._dataset, phase) for phase in ("align", "finetune")}
     whole = prints()

@@ -24,9 +24,7 @@ def run_fresh(code: str, cwd: Path) -> str:
 @pytest.mark.parametrize("version", ["3.0.0", "3.1.2", "12.0"])
 def test_pandas_3_is_refused_with_the_reason_and_the_remedy(version: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(pandas, "__version__", version)
-    with pytest.raises(
-        ImportError, match=r"silently wrong on pandas 3.*pip install \"pandas>=2.2,<3\""
-    ) as info:
+    with pytest.raises(ImportError, match=r"silently wrong on pandas 3.*pip install \"pandas>=2.2,<3\"") as info:
         compat.apply()
     assert version in str(info.value)
 
@@ -157,9 +155,7 @@ IMPORT_AND_LOOK = """
 @pytest.mark.parametrize(
     ("setup", "installed"), [(NO_RAY, "false"), (BROKEN_RAY, "true")], ids=["no ray", "broken ray"]
 )
-def test_without_a_usable_ray_quick_start_imports_and_no_stub_stays(
-    setup: str, installed: str, tmp_path: Path
-):
+def test_without_a_usable_ray_quick_start_imports_and_no_stub_stays(setup: str, installed: str, tmp_path: Path):
     """Here RecBole is imported first, and the user had switched anomaly mode on: it stays on."""
     assert run_fresh(textwrap.dedent(setup) + textwrap.dedent(IMPORT_AND_LOOK), tmp_path) == (
         f'{{"modules": [], "spec": {installed}, "anomaly": true, "objective": true}}'

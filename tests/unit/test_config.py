@@ -180,9 +180,7 @@ def test_gate_start_values_are_taken_as_given(config):
 
 
 def test_one_word_stands_for_a_list_of_one(config):
-    settings = PADConfig.read(
-        config(phases="pretrain", experts="rec", text_fields="title", mmd_bandwidths=1.0)
-    )
+    settings = PADConfig.read(config(phases="pretrain", experts="rec", text_fields="title", mmd_bandwidths=1.0))
     assert (settings.phases, settings.experts) == (["pretrain"], ["rec"])
     assert (settings.text_fields, settings.mmd_bandwidths) == (["title"], [1.0])
 
@@ -337,9 +335,7 @@ def test_every_setting_of_pad_is_read_somewhere():
 
 
 def test_every_setting_of_pad_has_a_default():
-    assert {field.name for field in fields(PADConfig)} - set(defaults()) == {
-        "seed"
-    }  # RecBole's, with its default
+    assert {field.name for field in fields(PADConfig)} - set(defaults()) == {"seed"}  # RecBole's, with its default
     assert all(defaults()[field.name] is not None for field in fields(PADConfig) if field.name != "seed")
 
 

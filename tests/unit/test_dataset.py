@@ -20,12 +20,8 @@ from tests.reference import frequency_loops, rows_loops
 STOCK = {"model": "SASRec", "train_neg_sample_args": None}
 SPLITS: dict[str, dict[str, Any]] = {
     "valid_and_test": {},
-    "valid_only": {
-        "eval_args": {"split": {"LS": "valid_only"}, "order": "TO", "group_by": "user", "mode": "full"}
-    },
-    "test_only": {
-        "eval_args": {"split": {"LS": "test_only"}, "order": "TO", "group_by": "user", "mode": "full"}
-    },
+    "valid_only": {"eval_args": {"split": {"LS": "valid_only"}, "order": "TO", "group_by": "user", "mode": "full"}},
+    "test_only": {"eval_args": {"split": {"LS": "test_only"}, "order": "TO", "group_by": "user", "mode": "full"}},
     "ratio": {
         "eval_args": {"split": {"RS": [0.8, 0.1, 0.1]}, "order": "TO", "group_by": "user", "mode": "full"},
         "mask_history": False,
@@ -112,9 +108,7 @@ def test_prefix_rows_equal_recboles_in_all_three_splits(prepared, data, split: s
 
 @pytest.mark.parametrize("train_windows", ["last", "all"])
 @pytest.mark.parametrize("split", SPLITS)
-def test_held_out_rows_equal_recboles_when_only_the_needed_rows_are_built(
-    prepared, data, split, train_windows
-):
+def test_held_out_rows_equal_recboles_when_only_the_needed_rows_are_built(prepared, data, split, train_windows):
     changes = {**data, **SPLITS[split], "MAX_ITEM_LIST_LENGTH": 4}
     stock = splits_of(prepared, **STOCK, **changes)
     ours = splits_of(prepared, train_rows="sequences", train_windows=train_windows, **changes)
@@ -156,9 +150,7 @@ def test_windows_over_all_cover_each_training_interaction_once(prepared, data, d
             expected[user] = rows_loops.windows(kept, max_length)
             assert [entry for piece in reversed(expected[user]) for entry in piece[1:]] == kept[1:]
             n_rows += len(expected[user])
-    assert {user: sorted(rows) for user, rows in got.items()} == {
-        user: sorted(rows) for user, rows in expected.items()
-    }
+    assert {user: sorted(rows) for user, rows in got.items()} == {user: sorted(rows) for user, rows in expected.items()}
     assert n_rows > len(expected)
 
 
@@ -185,18 +177,14 @@ def test_tied_times_keep_the_order_of_the_file(prepared, tmp_path: Path):
         _, whole, train, _, test = prepared(dataset="ties", data_path=str(tmp_path), train_rows=rows)
         histories = {
             whole.id2token("user_id", user): "".join(
-                whole.id2token(
-                    "item_id", whole.histories.items[slice(*whole.histories.offsets[user : user + 2])]
-                )
+                whole.id2token("item_id", whole.histories.items[slice(*whole.histories.offsets[user : user + 2])])
             )
             for user in (1, 2)
         }
         assert histories == {"u": "cadbe", "v": "cabd"}
         last = {user: "".join(item for item, _ in row[-1]) for user, row in by_user(train._dataset).items()}
         assert last == {"u": "cad", "v": "ca"}
-        assert {
-            u: "".join(item for item, _ in row[0]) for u, row in by_user(test._dataset).items()
-        } == histories
+        assert {u: "".join(item for item, _ in row[0]) for u, row in by_user(test._dataset).items()} == histories
 
 
 # --- counts and bins ---------------------------------------------------------------------------------------

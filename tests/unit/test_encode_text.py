@@ -102,9 +102,7 @@ def test_text_joins_the_fields_that_are_not_empty(tmp_path):
 def test_reading_sees_the_same_items_as_the_parser_of_recbole(tmp_path):
     import pandas as pd
 
-    path = item_file(
-        tmp_path, ['a\t24" screen', 'b\t"quoted ""word"" here"', "", 'c\t"one\ttab"', "07\tlast"]
-    )
+    path = item_file(tmp_path, ['a\t24" screen', 'b\t"quoted ""word"" here"', "", 'c\t"one\ttab"', "07\tlast"])
     column = "item_id:token"
     frame = pd.read_csv(path, delimiter="\t", dtype=str, encoding="utf-8", engine="python")  # as _load_feat
     texts = read_item_texts(path, ["title"])
@@ -219,9 +217,7 @@ def test_tfidf_keeps_titles_of_stop_words_and_of_single_characters():
     assert len(np.unique(vectors.round(6), axis=0)) == 5
 
 
-@pytest.mark.parametrize(
-    ("texts", "width"), [(["soap"], 1), (["soap", "soap"], 1), (["soap bar"], 1), (["a", "b"], 2)]
-)
+@pytest.mark.parametrize(("texts", "width"), [(["soap"], 1), (["soap", "soap"], 1), (["soap bar"], 1), (["a", "b"], 2)])
 def test_tfidf_works_on_very_few_texts(texts, width):
     vectors = text_encoder("tfidf").encode(texts, 64, False)
     assert vectors.shape == (len(texts), width)
@@ -291,9 +287,7 @@ def test_equal_texts_are_encoded_once_and_get_equal_rows(tiny_model, monkeypatch
     model = text_encoder(str(tiny_model))
     seen = []
     encode = model._model.encode
-    monkeypatch.setattr(
-        model._model, "encode", lambda texts, **kwargs: seen.append(texts) or encode(texts, **kwargs)
-    )
+    monkeypatch.setattr(model._model, "encode", lambda texts, **kwargs: seen.append(texts) or encode(texts, **kwargs))
     texts = ["red apple", "car engine", "red apple", "oil", "car engine"]
     vectors = model.encode(texts, 2, False)
     assert seen == [["red apple", "car engine", "oil"]]
@@ -415,9 +409,7 @@ def test_encoding_writes_vectors_and_a_manifest_that_vouches_for_them(tmp_path):
 
 
 def test_encoding_from_a_local_model_gives_each_item_the_vector_of_its_text(tiny_model, tmp_path):
-    npy = encode_items(
-        toy_items(tmp_path), tmp_path, "toy", text_encoder=str(tiny_model), show_progress=False
-    )
+    npy = encode_items(toy_items(tmp_path), tmp_path, "toy", text_encoder=str(tiny_model), show_progress=False)
     manifest, model = manifest_of(npy), text_encoder(str(tiny_model))
     assert (manifest["revision"], manifest["pooling"], manifest["prompt"]) == (model.revision, "mean", "a ")
     assert "sentence-transformers" in manifest["versions"]
@@ -458,9 +450,7 @@ def test_a_crash_leaves_no_manifest_and_no_temporary_file(tmp_path, monkeypatch,
     assert left == ([] if suffix == ".npy" else ["toy-tfidf-title.npy"])
 
 
-def test_a_crash_while_encoding_again_does_not_leave_the_old_manifest_beside_new_vectors(
-    tmp_path, monkeypatch
-):
+def test_a_crash_while_encoding_again_does_not_leave_the_old_manifest_beside_new_vectors(tmp_path, monkeypatch):
     folder = tmp_path / "vectors"
     npy = encode_items(toy_items(tmp_path), folder, "toy", text_encoder="tfidf", show_progress=False)
     path = toy_items(tmp_path, [*TITLES[:-1], "other"])
@@ -504,10 +494,7 @@ def test_check_names_items_with_values_that_float32_cannot_hold(value):
     vectors[[4, 17, 18, 49], 1] = value
     with pytest.raises(InputError) as error:
         check_vectors(vectors, [f"i{n}" for n in range(50)], "x.npy", "repair it", block_rows=7)
-    assert (
-        str(error.value)
-        == "x.npy: 4 of 50 items have a NaN or infinite value: 'i4', 'i17', 'i18', ...; repair it"
-    )
+    assert str(error.value) == "x.npy: 4 of 50 items have a NaN or infinite value: 'i4', 'i17', 'i18', ...; repair it"
 
 
 def test_check_names_items_with_zero_vectors():

@@ -45,9 +45,7 @@ def test_bins_by_hand():
 
 
 def test_a_bin_closes_at_exactly_its_share_without_rounding():
-    assert equal_mass_bins(np.array([0] + [1] * 30), 10).tolist() == [0] + [
-        q for q in range(1, 11) for _ in range(3)
-    ]
+    assert equal_mass_bins(np.array([0] + [1] * 30), 10).tolist() == [0] + [q for q in range(1, 11) for _ in range(3)]
 
 
 def test_bad_counts_are_refused():

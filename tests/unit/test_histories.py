@@ -21,9 +21,7 @@ SEQUENCES = st.lists(st.lists(st.integers(1, N_ITEMS - 1), max_size=7), min_size
 
 def build(sequences: list[list[int]]) -> Histories:
     users = np.repeat(np.arange(len(sequences)), [len(items) for items in sequences])
-    return Histories.from_sorted(
-        users, np.array([*chain.from_iterable(sequences)], dtype=np.int64), len(sequences)
-    )
+    return Histories.from_sorted(users, np.array([*chain.from_iterable(sequences)], dtype=np.int64), len(sequences))
 
 
 def as_lists(histories: Histories) -> list[list[int]]:
@@ -121,9 +119,7 @@ def test_train_histories_end_before_the_first_held_out_item(prepared, mode: str)
     splits = [valid._dataset, test._dataset]
     got = as_lists(train_histories(whole.histories, splits, "user_id"))
     n_left_out = 2 if mode == "valid_and_test" else 1
-    assert got == [
-        items[: len(items) - rows_loops.held_out(items, n_left_out)] for items in as_lists(whole.histories)
-    ]
+    assert got == [items[: len(items) - rows_loops.held_out(items, n_left_out)] for items in as_lists(whole.histories)]
     assert as_lists(whole.train_histories) == got
 
 

@@ -104,9 +104,7 @@ def test_the_mean_of_fewer_than_a_thousand_is_that_of_all_seen_items():
 @pytest.mark.parametrize("unseen_items", ["mean", "raw"])
 @pytest.mark.parametrize("loss", ["ce", "bce", "sampled_softmax"])
 @pytest.mark.parametrize("phase", PHASES)
-def test_no_gradient_reaches_an_unseen_item_when_negatives_are_seen_items(
-    build, phase, loss, unseen_items, sampling
-):
+def test_no_gradient_reaches_an_unseen_item_when_negatives_are_seen_items(build, phase, loss, unseen_items, sampling):
     model, train, unseen, _ = build(
         loss=loss, unseen_items=unseen_items, negative_sampling=sampling, negatives="seen", n_negatives=20
     )
@@ -250,6 +248,4 @@ def test_the_model_knows_the_counts_and_bins_of_the_training_split(build, prepar
     model, train, *_ = build(n_bins=4)
     assert model.catalogue.counts.tolist() == train._dataset.train_counts.tolist()
     assert model.catalogue.bins.tolist() == train._dataset.bins.tolist()
-    assert model.catalogue.seen_ids.tolist() == [
-        i for i, n in enumerate(train._dataset.train_counts) if n > 0
-    ]
+    assert model.catalogue.seen_ids.tolist() == [i for i, n in enumerate(train._dataset.train_counts) if n > 0]

@@ -95,9 +95,7 @@ def test_mk_mmd_ignores_row_order_and_which_sample_is_which(seed: int, n: int, k
 
 
 @settings(deadline=None, max_examples=25)
-@given(
-    seed=st.integers(0, 10_000), scale=st.floats(0.01, 100), kernel=st.sampled_from(["gaussian", "laplacian"])
-)
+@given(seed=st.integers(0, 10_000), scale=st.floats(0.01, 100), kernel=st.sampled_from(["gaussian", "laplacian"]))
 def test_mk_mmd_with_its_own_bandwidth_ignores_scale_and_shift(seed: int, scale: float, kernel: str):
     text, ids = rows(4, seed), rows(4, seed + 1, shift=0.3)
     moved = mk_mmd(scale * text + 7, scale * ids + 7, kernel).item()
@@ -177,9 +175,7 @@ def test_only_characteristic_kernels_see_a_difference_in_spread():
 
 
 @pytest.mark.parametrize("loss", [mk_mmd, lambda t, e: info_nce(t, e, 0.1)])
-@pytest.mark.parametrize(
-    ("text", "ids"), [((1, 3), (1, 3)), ((3, 2), (3, 4)), ((3, 2), (4, 2)), ((3,), (3,))]
-)
+@pytest.mark.parametrize(("text", "ids"), [((1, 3), (1, 3)), ((3, 2), (3, 4)), ((3, 2), (4, 2)), ((3,), (3,))])
 def test_bad_shapes_are_refused(loss, text: tuple[int, ...], ids: tuple[int, ...]):
     with pytest.raises(ValueError, match=r"rows|shape"):
         loss(torch.zeros(text), torch.zeros(ids))
@@ -224,8 +220,7 @@ def test_info_nce_of_rows_that_are_all_equal_is_log_n():
 def test_align_losses_share_one_signature():
     text, ids = rows(4, seed=1, dtype=torch.float32), rows(4, seed=2, dtype=torch.float32)
     value = {
-        name: loss(text, ids, kernel="laplacian", alphas=(0.5,), temperature=0.3)
-        for name, loss in ALIGN_LOSSES.items()
+        name: loss(text, ids, kernel="laplacian", alphas=(0.5,), temperature=0.3) for name, loss in ALIGN_LOSSES.items()
     }
     assert value["mmd"].item() == pytest.approx(mk_mmd(text, ids, "laplacian", (0.5,)).item())
     assert value["infonce"].item() == pytest.approx(info_nce(text, ids, 0.3).item())

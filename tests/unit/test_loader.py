@@ -23,9 +23,7 @@ RATIO = {"split": {"RS": [0.8, 0.1, 0.1]}, "order": "TO", "group_by": "user", "m
 def epoch_of(loader: Any, epoch: int) -> list[list[tuple[int, int]]]:
     """The batches of an epoch as (user, length) of their rows; a user has rows of different lengths."""
     loader.set_epoch(epoch)
-    return [
-        list(zip(batch["user_id"].tolist(), batch["item_length"].tolist(), strict=True)) for batch in loader
-    ]
+    return [list(zip(batch["user_id"].tolist(), batch["item_length"].tolist(), strict=True)) for batch in loader]
 
 
 def flat(batches: list[list[tuple[int, int]]]) -> list[tuple[int, int]]:
@@ -112,9 +110,7 @@ def test_processes_share_each_batch_without_overlap(prepared, world: int):
 # --- evaluation --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "changes", [{}, {"train_rows": "prefixes"}, STOCK], ids=["PAD", "prefixes", "SASRec"]
-)
+@pytest.mark.parametrize("changes", [{}, {"train_rows": "prefixes"}, STOCK], ids=["PAD", "prefixes", "SASRec"])
 def test_evaluation_batches_carry_the_whole_history(prepared, data_path, changes: dict[str, Any]):
     """Also what is older than MAX_ITEM_LIST_LENGTH; for test, the validation item too."""
     _, whole, _, valid, test = prepared(MAX_ITEM_LIST_LENGTH=3, eval_batch_size=10, **changes)
@@ -174,16 +170,12 @@ def test_other_splits_run_without_the_mask(prepared, changes: dict[str, Any]):
 
 @pytest.mark.parametrize("protocol", ["pad", "recbole"])
 @pytest.mark.parametrize("changes", [{"phases": ["pretrain"]}, {}, STOCK], ids=["pretrain", "PAD", "SASRec"])
-def test_recboles_evaluator_and_ours_agree(
-    prepared: Callable[..., Any], changes: dict[str, Any], protocol: str
-):
+def test_recboles_evaluator_and_ours_agree(prepared: Callable[..., Any], changes: dict[str, Any], protocol: str):
     """Masked numbers are RecBole's with our loader, unmasked ones its own; both to its 4 decimals.
 
     Not at 20: with 25 items, RecBole counts masked ones (score -inf) into a list of 20.
     """
-    settings, whole, train, valid, test = prepared(
-        protocol=protocol, topk=[5, 10], eval_batch_size=9, **changes
-    )
+    settings, whole, train, valid, test = prepared(protocol=protocol, topk=[5, 10], eval_batch_size=9, **changes)
     torch.manual_seed(1)
     model = get_model(settings["model"])(settings, train._dataset)
     for parameter in model.parameters():

@@ -106,9 +106,7 @@ def test_bce_and_sampled_softmax_have_the_right_gradient():
     hit = torch.tensor([[True, False], [False, False], [False, True]])
     log_expected, pos_log_expected = normal(3, 2, seed=3), normal(3, seed=4)
     assert torch.autograd.gradcheck(bce, (pos, neg))
-    assert torch.autograd.gradcheck(
-        lambda p, n: sampled_softmax(p, n, hit, log_expected, pos_log_expected), (pos, neg)
-    )
+    assert torch.autograd.gradcheck(lambda p, n: sampled_softmax(p, n, hit, log_expected, pos_log_expected), (pos, neg))
 
 
 def test_losses_of_half_precision_scores_are_float32():

@@ -159,16 +159,12 @@ def test_prefix_rows_have_one_position_each(build: Build):
     ids=str,
 )
 def test_the_folded_score_is_the_sum_over_the_experts(build: Build, experts: list[str], gate_norm, gate_form):
-    model, _, test = build(
-        experts=experts, gate_norm=gate_norm, gate_form=gate_form, n_bins=4, eval_batch_size=6
-    )
+    model, _, test = build(experts=experts, gate_norm=gate_norm, gate_form=gate_form, n_bins=4, eval_batch_size=6)
     interaction = first_batch(test)
     assert model.phase == "finetune"
     assert len(set(model.catalogue.bins.tolist())) == 5
     got = model.full_sort_predict(interaction)
-    torch.testing.assert_close(
-        got[:, 1:], literal_scores(model, "finetune", interaction), rtol=1e-4, atol=1e-4
-    )
+    torch.testing.assert_close(got[:, 1:], literal_scores(model, "finetune", interaction), rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()
@@ -184,13 +180,9 @@ def test_in_the_first_two_phases_one_expert_scores_without_the_gate(build: Build
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(
-    "changes", [{}, {"backbone": "GRU4Rec"}, {"backbone": "NARM"}, {"backbone": "Caser"}]
-)
+@pytest.mark.parametrize("changes", [{}, {"backbone": "GRU4Rec"}, {"backbone": "NARM"}, {"backbone": "Caser"}])
 @pytest.mark.parametrize("phase", ["pretrain", "align", "finetune"])
-def test_predict_is_the_candidates_column_of_the_full_score(
-    build: Build, phase: str, changes: dict[str, Any]
-):
+def test_predict_is_the_candidates_column_of_the_full_score(build: Build, phase: str, changes: dict[str, Any]):
     model, _, test = build(**changes)
     model.phase = phase
     interaction = first_batch(test)
@@ -291,9 +283,7 @@ def test_a_changed_weight_counts_after_the_next_switch_to_evaluation(build: Buil
     model.experts["rec"].items.weight.mul_(2.0)
     model.eval()
     after = model.full_sort_predict(interaction)
-    torch.testing.assert_close(
-        after[:, 1:], literal_scores(model, "pretrain", interaction), rtol=1e-4, atol=1e-4
-    )
+    torch.testing.assert_close(after[:, 1:], literal_scores(model, "pretrain", interaction), rtol=1e-4, atol=1e-4)
     assert not torch.allclose(after, before)
 
 
@@ -317,9 +307,7 @@ def recorded_negatives(model: PAD, phase: str) -> list[Tensor]:
     return drawn
 
 
-def literal_positions(
-    model: PAD, phase: str, batch: Interaction
-) -> tuple[list[list[list[float]]], list[int]]:
+def literal_positions(model: PAD, phase: str, batch: Interaction) -> tuple[list[list[list[float]]], list[int]]:
     """Of each training position the states of all experts, from its row alone, and the item that follows."""
     item_seq = batch["item_id_list"].tolist()
     states: list[list[list[float]]] = []
@@ -333,9 +321,7 @@ def literal_positions(
         if model.trains_all_positions:
             states.append([expert.backbone(expert.items(None), *alone)[0, t].tolist() for expert in experts])
         else:
-            states.append(
-                [expert.backbone.last_state(expert.items(None), *alone)[0].tolist() for expert in experts]
-            )
+            states.append([expert.backbone.last_state(expert.items(None), *alone)[0].tolist() for expert in experts])
         targets.append(item)
     return states, targets
 
@@ -383,9 +369,7 @@ def test_the_loss_is_the_formula_on_literal_scores(build: Build, loss, negatives
     else:
         (neg,) = drawn
         assert neg.shape == (3,)
-        in_pool = [
-            i > 0 and (counts[i] > 0 or (negatives == "all" and not by_popularity)) for i in range(n_items)
-        ]
+        in_pool = [i > 0 and (counts[i] > 0 or (negatives == "all" and not by_popularity)) for i in range(n_items)]
         mass = [counts[i] if by_popularity else 1 for i in range(n_items)]
         total = sum(m for m, pooled in zip(mass, in_pool, strict=True) if pooled)
         times = [3 * m / total for m in mass]
@@ -466,9 +450,7 @@ def test_infonce_pairs_each_item_with_itself(build: Build):
     model, train, _ = build(align_loss="infonce", infonce_temperature=0.5, mmd_weight=0.3, train_batch_size=3)
     model.phase = "align"
     batch = first_batch(train)
-    ids = sorted(
-        {item for row in batch["item_id_list"].tolist() for item in row} | {*batch["item_id"].tolist()}
-    )
+    ids = sorted({item for row in batch["item_id_list"].tolist() for item in row} | {*batch["item_id"].tolist()})
     expected = 0.3 * mmd_loops.info_nce(*vectors_to_align(model, ids[1:]), 0.5)
     assert model.calculate_loss(batch)[1].item() == pytest.approx(expected, rel=1e-4)
 
@@ -480,17 +462,13 @@ def test_the_alignment_gradient_reaches_text_and_id_side_and_no_other_expert(bui
     _, alignment = model.calculate_loss(first_batch(train))
     alignment.backward()
     reached = {
-        name
-        for name, parameter in model.named_parameters()
-        if parameter.grad is not None and parameter.grad.any()
+        name for name, parameter in model.named_parameters() if parameter.grad is not None and parameter.grad.any()
     }
     adapter = {f"experts.align.items.text.adapter.layers.0.{kind}" for kind in ("weight", "bias")}
     assert reached == {"experts.align.items.ids.weight", *adapter}
 
 
-@pytest.mark.parametrize(
-    "changes", [{"mmd_weight": 0.0}, {"align_loss": "none"}, {"align.mmd_weight": 0.0}], ids=str
-)
+@pytest.mark.parametrize("changes", [{"mmd_weight": 0.0}, {"align_loss": "none"}, {"align.mmd_weight": 0.0}], ids=str)
 def test_without_alignment_the_loss_is_the_recommendation_loss(build: Build, changes: dict[str, Any]):
     model, train, _ = build(**changes)
     model.phase = "align"
@@ -509,9 +487,7 @@ def test_the_other_phases_have_one_loss_that_reaches_their_experts(build: Build,
     model.phase = phase
     loss = model.calculate_loss(first_batch(train))
     loss.backward()
-    reached = {
-        name.split(".")[1] for name, p in model.named_parameters() if p.grad is not None and p.grad.any()
-    }
+    reached = {name.split(".")[1] for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
     assert reached == ({"rec"} if phase == "pretrain" else {"rec", "align", "llm", "level", "slope"})
 
 

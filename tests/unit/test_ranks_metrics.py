@@ -18,9 +18,7 @@ def batches(draw: st.DrawFn):
     """Scores with many ties, targets, and histories that repeat items and may hold the target or padding."""
     n_rows, n_items = draw(st.integers(1, 4)), draw(st.integers(2, 9))
     level = st.sampled_from([-math.inf, -1.0, 0.0, 0.5, 2.0])
-    scores = draw(
-        st.lists(st.lists(level, min_size=n_items, max_size=n_items), min_size=n_rows, max_size=n_rows)
-    )
+    scores = draw(st.lists(st.lists(level, min_size=n_items, max_size=n_items), min_size=n_rows, max_size=n_rows))
     targets = draw(st.lists(st.integers(1, n_items - 1), min_size=n_rows, max_size=n_rows))
     pair = st.tuples(st.integers(0, n_rows - 1), st.integers(0, n_items - 1))
     return scores, targets, draw(st.lists(pair, max_size=20))
@@ -45,9 +43,7 @@ def test_ranks_equal_counting_one_by_one(batch, dtype: torch.dtype):
 def test_rank_by_hand():
     """Item 0 scores highest and does not count; 1 and 4 beat the target 2, 3 ties with it."""
     scores = torch.tensor([[9.0, 5.0, 1.0, 1.0, 7.0, 0.0]])
-    plain, masked = target_ranks(
-        scores, torch.tensor([2]), torch.tensor([0, 0, 0, 0]), torch.tensor([4, 4, 3, 0])
-    )
+    plain, masked = target_ranks(scores, torch.tensor([2]), torch.tensor([0, 0, 0, 0]), torch.tensor([4, 4, 3, 0]))
     assert plain.tolist() == [3.5]
     assert masked.tolist() == [2.0]
 

@@ -78,13 +78,9 @@ def test_loaders_follow_model_and_protocol(
     assert [type(loader) for loader in loaders] == [train, evaluation, evaluation]
 
 
-def test_recboles_config_of_a_stock_model_is_not_touched(
-    settings: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-):
+def test_recboles_config_of_a_stock_model_is_not_touched(settings: Callable[..., Any], monkeypatch: pytest.MonkeyPatch):
     """Without the key `protocol`, a stock model's settings equal those that RecBole alone would read."""
-    asked = settings(
-        "GRU4Rec", load_col={"inter": ["user_id", "item_id", "timestamp"]}, train_neg_sample_args=None
-    )
+    asked = settings("GRU4Rec", load_col={"inter": ["user_id", "item_id", "timestamp"]}, train_neg_sample_args=None)
     for key in ("inner_size", "hidden_dropout_prob", "attn_dropout_prob"):
         del asked[key]
     with_plugin = Config(model="GRU4Rec", dataset="tiny", config_dict=dict(asked)).final_config_dict

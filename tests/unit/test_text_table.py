@@ -58,9 +58,7 @@ def find_own(npy, tokens=("[PAD]", "c", "a", "b")):
 def made(tmp_path):
     """Folder with an `.item` file and tf-idf vectors of it."""
     write_items(tmp_path)
-    npy = encode_items(
-        tmp_path / "toy.item", tmp_path / "vectors", "toy", text_encoder="tfidf", show_progress=False
-    )
+    npy = encode_items(tmp_path / "toy.item", tmp_path / "vectors", "toy", text_encoder="tfidf", show_progress=False)
     return tmp_path, npy
 
 
@@ -330,9 +328,7 @@ def test_own_vectors_may_name_items_by_whole_numbers_and_hold_bad_rows_of_other_
     vectors[1] = np.nan
     np.save(npy, vectors)
     np.testing.assert_array_equal(find_own(npy, ["[PAD]", "12", "10"]).read()[1:].numpy(), vectors[[2, 0]])
-    assert "1 of 2 items have a NaN or infinite value: '11'" in message_of(
-        find_own, npy, ["[PAD]", "12", "11"]
-    )
+    assert "1 of 2 items have a NaN or infinite value: '11'" in message_of(find_own, npy, ["[PAD]", "12", "11"])
 
 
 def test_own_vectors_without_a_manifest_are_told_the_two_lines_that_write_it(tmp_path):

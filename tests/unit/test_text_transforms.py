@@ -130,6 +130,4 @@ def test_what_cannot_be_done_is_refused():
 
 
 def test_every_transform_has_a_form_in_the_message():
-    assert {form.split(":")[0] for form in text_transforms.ALLOWED.split(" (")[0].split(", ")} == set(
-        TEXT_TRANSFORMS
-    )
+    assert {form.split(":")[0] for form in text_transforms.ALLOWED.split(" (")[0].split(", ")} == set(TEXT_TRANSFORMS)

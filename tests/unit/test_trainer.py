@@ -108,9 +108,7 @@ def test_of_equal_scores_the_later_epoch_is_kept(build: Build, monkeypatch: pyte
     assert trainer.record.best_epoch == 1
 
 
-def test_a_phase_stops_after_more_than_stopping_step_worse_epochs(
-    build: Build, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_phase_stops_after_more_than_stopping_step_worse_epochs(build: Build, monkeypatch: pytest.MonkeyPatch):
     run = build(**{"epochs": 9, "stopping_step": 4, "align.stopping_step": 2})
     force_scores(monkeypatch, [0.5, 0.4, 0.3, 0.2, 0.1])
     trainer = AlignTrainer(run.config, run.model)
@@ -313,9 +311,7 @@ def test_the_best_weights_pass_on_to_the_next_phase(build: Build, monkeypatch: p
     assert all(torch.equal(start[name], best[name]) for name in encoder)
 
 
-def test_the_test_result_is_that_of_the_last_phases_best_weights(
-    build: Build, monkeypatch: pytest.MonkeyPatch
-):
+def test_the_test_result_is_that_of_the_last_phases_best_weights(build: Build, monkeypatch: pytest.MonkeyPatch):
     run = build(epochs=3, stopping_step=9, gate_fit="train")
     force_scores(monkeypatch, [0.5, 0.2, 0.1] * 3)
     results: list[dict[str, float]] = []
@@ -355,8 +351,7 @@ def test_saved_true_writes_the_phases_and_the_model_into_one_folder(build: Build
 def test_saving_changes_no_number(build: Build):
     runs = {saved: build() for saved in (True, False)}
     results = {
-        saved: PADTrainer(run.config, run.model).fit(run.train, run.valid, saved=saved)
-        for saved, run in runs.items()
+        saved: PADTrainer(run.config, run.model).fit(run.train, run.valid, saved=saved) for saved, run in runs.items()
     }
     assert results[True] == results[False]
     assert equal(copy_of(runs[True].model), copy_of(runs[False].model))
@@ -371,9 +366,7 @@ def test_phases_may_stop_early(build: Build):
 
 
 @pytest.mark.parametrize("seeds", [(7, 7), (7, 8)])
-def test_a_run_repeats_with_its_seed_and_differs_with_another(
-    seeds: tuple[int, int], settings: Callable[..., Any]
-):
+def test_a_run_repeats_with_its_seed_and_differs_with_another(seeds: tuple[int, int], settings: Callable[..., Any]):
     states = []
     for seed in seeds:
         result = run_recbole("PAD", "tiny", config_dict=settings(seed=seed, epochs=1, loss="bce"))
@@ -422,9 +415,7 @@ def test_an_initial_checkpoint_of_other_sizes_is_refused(build: Build):
     assert str(file) in str(info.value)
 
 
-def test_recboles_resume_checkpoint_continues_a_phase_where_its_last_epoch_began(
-    build: Build, tmp_path: Path
-):
+def test_recboles_resume_checkpoint_continues_a_phase_where_its_last_epoch_began(build: Build, tmp_path: Path):
     whole, cut = build(epochs=3, stopping_step=9), build(epochs=3, stopping_step=9)
     PretrainTrainer(whole.config, whole.model, RunFolder(tmp_path / "whole")).fit(whole.train, whole.valid)
     folder = RunFolder(tmp_path / "cut")
