@@ -3,7 +3,8 @@
     python benchmarks/epoch_time.py [--dataset ml-100k] [--data_path DIR] [--length 50] [--repeats 3] [--threads 2]
 
 Both train the same class with the same widths and full cross entropy, in one process, alternating: a PAD epoch, then a
-share of a stock epoch (`--stock_batches` of its batches, scaled up: a whole one takes minutes). Prints JSON and a table.
+share of a stock epoch (`--stock_batches` of its batches, scaled up: a whole one takes minutes).
+Prints JSON and a table.
 """
 
 from __future__ import annotations

@@ -22,10 +22,13 @@ T = TypeVar("T")
 
 # Keys that change where and how a run happens, but not its numbers.
 _NOT_FINGERPRINTED = set(
-    "gpu_id use_gpu worker state data_path checkpoint_dir show_progress save_dataset dataset_save_path "
-    "save_dataloaders dataloaders_save_path log_wandb wandb_project config_files config_file resume init_checkpoint phase_cache phases "
-    "text_vectors_dir local_rank nproc ip port offset single_spec device url metric_decimal_place loss_decimal_place "
-    "eval_batch_size metrics topk text_encoder text_fields experts".split()
+    (
+        "gpu_id use_gpu worker state data_path checkpoint_dir show_progress save_dataset dataset_save_path "
+        "save_dataloaders dataloaders_save_path log_wandb wandb_project config_files config_file resume "
+        "init_checkpoint phase_cache phases text_vectors_dir local_rank nproc ip port offset single_spec "
+        "device url metric_decimal_place loss_decimal_place eval_batch_size metrics topk text_encoder "
+        "text_fields experts"
+    ).split()
 )
 
 

@@ -112,6 +112,9 @@ class PADConfig:
             chosen = getattr(self, key)
             for word in chosen if isinstance(chosen, list) else [chosen]:
                 pick(dict.fromkeys(table), word, key)
+        for key in (field.name for field in fields(self) if field.type == "bool"):
+            if not isinstance(getattr(self, key), bool):
+                raise InputError(f"{key}: {getattr(self, key)!r} is neither True nor False")
         whole = {field.name for field in fields(self) if field.type == "int"}
         for key, (low, high) in _RANGES.items():
             value, kind = getattr(self, key), "a whole number" if key in whole else "a number"

@@ -35,6 +35,8 @@ class PADDataset(SequentialDataset):
         bins: frequency bin of each item, shape (n_items,): 1 = most frequent, last = rarest, 0 = padding.
     """
 
+    inter_feat: Any
+
     def __init__(self, config: Any) -> None:
         if config["benchmark_filename"]:
             raise InputError(

@@ -8,7 +8,7 @@ drifts from one step to the next (`drift_weights`). Source: ours, docs/decisions
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from recbole_pad.model.pad import PAD
 
 _MAX_ROWS = 50_000  # validation rows used
-_MAX_ITEMS = 20_000  # candidates per epoch, the targets of a batch added
+_MAX_ITEMS = 20_000  # candidates of a step, the targets of the batch added
 _BATCH_ROWS = 256
 _LEARNING_RATE = 0.05
 _RANK_TEMPERATURE = 0.3  # score difference over which a rank counts as half won
@@ -60,7 +60,7 @@ def held_out_rows(model: PAD, batches: Iterable[Any]) -> HeldOutRows:
     return HeldOutRows([torch.cat(parts) for parts in zip(*states, strict=True)], torch.cat(targets), masked)
 
 
-def fit_gate(model: PAD, batches: Iterable[Any], target_weights: Tensor, seed: int) -> float:
+def fit_gate(model: PAD, batches: Iterable[Any], target_weights: Tensor, seed: int) -> None:
     """Fit the gate's parameters to the held-out targets; nothing else changes.
 
     Args:
@@ -68,9 +68,6 @@ def fit_gate(model: PAD, batches: Iterable[Any], target_weights: Tensor, seed: i
         batches: RecBole's validation loader; its history index (if any) is masked as at evaluation.
         target_weights: weight of a row by its target item, shape (V,).
         seed: of the order of rows and the sample of candidates.
-
-    Returns:
-        Mean smooth NDCG of the last epoch.
     """
     model.eval()
     rows = held_out_rows(model, batches)
@@ -80,19 +77,22 @@ def fit_gate(model: PAD, batches: Iterable[Any], target_weights: Tensor, seed: i
     row_weights = row_weights / row_weights.mean()
     optimizer = torch.optim.Adam(model.gate.parameters(), lr=_LEARNING_RATE)
     generator = torch.Generator().manual_seed(seed)
-    mean_loss = 0.0
-    for loss_of, n_epochs in _STAGES:
-        for _ in range(n_epochs):
-            mean_loss = 0.0
-            sample = _candidates(len(tables[0]), generator)
-            for batch in torch.randperm(len(rows.target), generator=generator).split(_BATCH_ROWS):
-                scores, place = _scores(model, tables, rows, batch, sample)
-                loss = (row_weights[batch] * loss_of(scores, place)).mean()
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                mean_loss += float(loss.detach()) * len(batch) / len(rows.target)
-    return -mean_loss
+    for loss_of, n_steps in _STAGES:
+        for batch in _batches(len(rows.target), n_steps, generator):
+            scores, place = _scores(model, tables, rows, batch, _candidates(len(tables[0]), generator))
+            loss = (row_weights[batch] * loss_of(scores, place)).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+
+def _batches(n_rows: int, n_steps: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Rows of `n_steps` steps: whole passes in random order, as many as it takes."""
+    batches: list[Tensor] = []
+    for _ in range(n_steps):
+        if not batches:
+            batches = list(torch.randperm(n_rows, generator=generator).split(_BATCH_ROWS))
+        yield batches.pop()
 
 
 def _cross_entropy(scores: Tensor, place: Tensor) -> Tensor:
@@ -102,13 +102,12 @@ def _cross_entropy(scores: Tensor, place: Tensor) -> Tensor:
 def _smooth_ndcg(scores: Tensor, place: Tensor) -> Tensor:
     """-1 / log2(1 + rank), the rank a sum of sigmoids. Source: Qin et al. 2010 (ApproxNDCG), for one target."""
     target_score = scores.gather(1, place[:, None])
-    rank = 0.5 + torch.sigmoid((scores - target_score) / _RANK_TEMPERATURE).sum(
-        dim=1
-    )  # its own sigmoid(0) is in the sum
+    # the target's own sigmoid(0) = 0.5 is in the sum
+    rank = 0.5 + torch.sigmoid((scores - target_score) / _RANK_TEMPERATURE).sum(dim=1)
     return -1 / torch.log2(1 + rank)
 
 
-_STAGES: tuple[tuple[Callable[[Tensor, Tensor], Tensor], int], ...] = ((_cross_entropy, 4), (_smooth_ndcg, 6))
+_STAGES: tuple[tuple[Callable[[Tensor, Tensor], Tensor], int], ...] = ((_cross_entropy, 200), (_smooth_ndcg, 300))
 
 
 def _scores(

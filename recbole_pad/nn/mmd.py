@@ -73,7 +73,7 @@ def mk_mmd(
     with torch.autocast(text.device.type, enabled=False):
         rows = torch.cat([at_least_float32(text), at_least_float32(ids)])
         if entry.value is gaussian:
-            value: Tensor = _GaussianMMD.apply(rows, tuple(alphas), mean_dist)  # type: ignore[no-untyped-call]
+            value: Tensor = _GaussianMMD.apply(rows, tuple(alphas), mean_dist)
             return value
         return matrix_mmd(rows, entry, alphas, mean_dist)
 

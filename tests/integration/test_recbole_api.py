@@ -167,8 +167,7 @@ def test_two_processes_share_one_run_and_count_every_row_once(
     finally:
         for process in processes:
             process.kill()
-    for process, (_, errors) in zip(processes, printed, strict=True):
-        assert process.returncode == 0, errors
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(errors for _, errors in printed)
     first, second = (json.loads(out.strip().splitlines()[-1]) for out, _ in printed)
     assert first["run_folder"] == second["run_folder"]
     assert [str(path.relative_to(tmp_path)) for path in (tmp_path / "saved").iterdir()] == [first["run_folder"]]

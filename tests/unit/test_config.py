@@ -18,6 +18,7 @@ from recbole.utils import argument_list
 
 import recbole_pad
 from recbole_pad import config as config_module
+from recbole_pad.backbones import BACKBONES
 from recbole_pad.compat import _NUMPY_ALIASES
 from recbole_pad.config import FIRST_READ_IN, PHASE_KEYS, PADConfig, phase_view
 from recbole_pad.errors import InputError
@@ -38,6 +39,10 @@ def refusal(make: Any, **changes: Any) -> str:
     with pytest.raises(InputError) as error:
         PADConfig.read(make(**changes))
     return str(error.value)
+
+
+def backbone_defaults(name: str) -> dict[str, Any]:
+    return yaml.safe_load((RECBOLE / "properties" / "model" / f"{name}.yaml").read_text())
 
 
 # --- unknown keys ------------------------------------------------------------------------------------------
@@ -157,6 +162,8 @@ def test_a_count_must_be_a_whole_number(config, key: str):
         ({"mmd_kernel": "gausian"}, r"mmd_kernel: 'gausian' .*\(did you mean 'gaussian'\?\)"),
         ({"n_bins": None}, "missing or null: n_bins"),
         ({"mmd_bandwidths": [0.5, 0]}, r"mmd_bandwidths: \[0.5, 0\] must be numbers > 0"),
+        ({"bucket_by_length": "no"}, "bucket_by_length: 'no' is neither True nor False"),
+        ({"retrain_experts": 1}, "retrain_experts: 1 is neither True nor False"),
         ({"gate_start": {"rec": 1}}, r"gate_start: \{'rec': 1\} is neither 'equal' nor"),
         ({"gate_start": {"rec": [1, "x"]}}, "gate_start: .* is neither"),
         ({"gate_start": "eqaul"}, "gate_start: 'eqaul' is neither"),
@@ -225,7 +232,7 @@ def test_the_user_wins_over_protocol_and_property_files(config):
 
 @pytest.mark.parametrize("backbone", ["GRU4Rec", "BERT4Rec", "NARM"])
 def test_defaults_of_the_backbone_arrive_below_ours(config, backbone: str):
-    theirs = yaml.safe_load((RECBOLE / "properties" / "model" / f"{backbone}.yaml").read_text())
+    theirs = backbone_defaults(backbone)
     settings = config(backbone=backbone)
     ours = {*defaults(), *settings.external_config_dict}
     rest = {key: value for key, value in theirs.items() if key not in ours}
@@ -306,6 +313,7 @@ def test_every_key_is_a_setting_of_pad_or_of_recbole_or_read_by_name():
         *yaml.safe_load((RECBOLE / "properties" / "dataset" / "sample.yaml").read_text()),
         *argument_list.training_arguments,
         *argument_list.evaluation_arguments,
+        *(key for name in BACKBONES for key in backbone_defaults(name)),
     }
     source = "\n".join(path.read_text() for path in ROOT.rglob("*.py"))
     read_by_name = set(re.findall(r"config\[\"([\w.]+)\"\]", source))

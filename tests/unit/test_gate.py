@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recbole_pad.errors import InputError
-from recbole_pad.nn.gate import GATE_NORMS, FrequencyGate
+from recbole_pad.nn.gate import GATE_NORMS, FrequencyGate, LogFrequencyGate
 
 EXPERTS = ("rec", "align", "llm")
 PUBLISHED = {"rec": (1, 0), "align": (-4, -5), "llm": (0, 1)}
@@ -15,7 +15,7 @@ PUBLISHED = {"rec": (1, 0), "align": (-4, -5), "llm": (0, 1)}
 @settings(deadline=None, max_examples=60)
 @given(
     logits=st.lists(st.floats(-300, 300, width=32), min_size=1, max_size=5),
-    norm=st.sampled_from(sorted(GATE_NORMS)),
+    norm=st.sampled_from(["sigmoid", "softmax"]),
 )
 def test_gate_weights_of_an_item_lie_between_0_and_1_and_sum_to_1(logits: list[float], norm: str):
     weights = GATE_NORMS[norm](torch.tensor(logits))
@@ -32,6 +32,28 @@ def test_gate_norms_by_the_formula():
         weights = GATE_NORMS[norm](as_tensor)
         assert weights.shape == (2, 3)
         assert weights[1].tolist() == pytest.approx([value / sum(raw) for value in raw])
+
+
+@settings(deadline=None, max_examples=60)
+@given(logits=st.lists(st.floats(-80, 80, width=32), min_size=1, max_size=5))
+def test_softplus_weights_are_positive_and_grow_with_their_logit_alone(logits: list[float]):
+    weights = GATE_NORMS["softplus"](torch.tensor(logits, dtype=torch.float64))
+    expected = [math.log2(1 + math.exp(a)) / len(logits) for a in logits]
+    assert weights.tolist() == pytest.approx(expected, rel=1e-6, abs=1e-12)
+    assert (weights > 0).all()
+
+
+def test_log_frequency_gate_runs_linearly_between_its_ends():
+    gate = LogFrequencyGate(10, EXPERTS, "sigmoid", PUBLISHED)
+    bins = torch.zeros(3, dtype=torch.long)
+    weights = gate(bins, torch.tensor([1.0, 0.0, -1.0]))  # one deviation above the mean, the mean, one below
+    for row, logits in enumerate([(1.0, -4.0, 0.0), (0.5, -4.5, 0.5), (0.0, -5.0, 1.0)]):
+        sigmoid = [1 / (1 + math.exp(-a)) for a in logits]
+        assert weights[row].tolist() == pytest.approx([value / sum(sigmoid) for value in sigmoid], rel=1e-5)
+
+
+def test_log_frequency_gate_has_two_numbers_per_expert_however_many_bins():
+    assert sum(p.numel() for p in LogFrequencyGate(1000, EXPERTS, "softplus", "equal").parameters()) == 6
 
 
 def test_published_start_runs_linearly_over_the_bins():

@@ -339,6 +339,7 @@ def test_the_loss_is_the_formula_on_literal_scores(build: Build, loss, negatives
         n_negatives=3,
         negative_sampling="popularity" if by_popularity else "uniform",
         align_loss="none",
+        expert_loss="joint",
         train_batch_size=4,
         n_bins=4,
         **changes,
@@ -391,14 +392,16 @@ def test_with_separate_losses_each_trained_expert_has_its_own(build: Build):
     got = model.calculate_loss(batch).item()
     states, targets = literal_positions(model, "finetune", batch)
     counts = model.catalogue.counts.tolist()
-    total = 0.0
+    alone = {}
     for k, name in enumerate(["rec", "align", "llm"]):
         vectors = model.experts[name].items(None).tolist()
         scores = [[scores_loops.score([1.0], [own[k]], [vector]) for vector in vectors] for own in states]
-        total += losses_loops.softmax_ce(scores, targets, [count > 0 for count in counts])
-    assert got == pytest.approx(total, rel=1e-4)
+        alone[name] = losses_loops.softmax_ce(scores, targets, [count > 0 for count in counts])
+    assert got == pytest.approx(sum(alone.values()), rel=1e-4)
     model.gate.level.add_(1.0)
     assert model.calculate_loss(batch).item() == got
+    model.start_experts({"rec", "align"})
+    assert model.calculate_loss(batch).item() == pytest.approx(alone["llm"], rel=1e-4)
 
 
 # --- alignment ---------------------------------------------------------------------------------------------
@@ -421,7 +424,8 @@ def test_the_alignment_loss_is_the_mmd_of_the_rows(build: Build, kernel: str, ro
         mmd_kernel=kernel,
         mmd_weight=0.7,
         train_batch_size=3,
-        MAX_ITEM_LIST_LENGTH=5,
+        MAX_ITEM_LIST_LENGTH=7,
+        bucket_by_length=False,
     )
     model.phase = "align"
     if kernel == "cosine" and rows == "all":
@@ -429,16 +433,15 @@ def test_the_alignment_loss_is_the_mmd_of_the_rows(build: Build, kernel: str, ro
         model.experts["align"].items.ids.weight.data[0] = 0.1
     batch = first_batch(train)
     drawn = recorded_negatives(model, "align") if loss == "bce" else []
+    assert len(set(batch["item_length"].tolist())) > 1  # so there is padding
     recommendation, alignment = model.calculate_loss(batch)
     item_seq, target = batch["item_id_list"].tolist(), batch["item_id"].tolist()
     negatives = drawn[0].flatten().tolist() if drawn else []
     if rows == "all":
         ids = scores_loops.published_mmd_rows(item_seq, target, negatives)
-        assert ids.count(0) > 0
-        assert len(ids) == 15 * (3 if loss == "bce" else 2)
+        assert len(ids) == 21 * (3 if loss == "bce" else 2)
     else:
-        ids = sorted({item for row in item_seq for item in row} | {*target, *negatives} - {0})
-        ids = [item for item in ids if item > 0]
+        ids = sorted({item for row in item_seq for item in row} | {*target, *negatives})[1:]
         assert 2 <= len(ids) < N_ITEMS
     expected = 0.7 * mmd_loops.mk_mmd(kernel, *vectors_to_align(model, ids), ALPHAS)
     assert alignment.item() == pytest.approx(expected, rel=1e-3, abs=1e-5)
@@ -450,8 +453,8 @@ def test_infonce_pairs_each_item_with_itself(build: Build):
     model, train, _ = build(align_loss="infonce", infonce_temperature=0.5, mmd_weight=0.3, train_batch_size=3)
     model.phase = "align"
     batch = first_batch(train)
-    ids = sorted({item for row in batch["item_id_list"].tolist() for item in row} | {*batch["item_id"].tolist()})
-    expected = 0.3 * mmd_loops.info_nce(*vectors_to_align(model, ids[1:]), 0.5)
+    ids = {item for row in batch["item_id_list"].tolist() for item in row} | {*batch["item_id"].tolist()}
+    expected = 0.3 * mmd_loops.info_nce(*vectors_to_align(model, sorted(ids - {0})), 0.5)
     assert model.calculate_loss(batch)[1].item() == pytest.approx(expected, rel=1e-4)
 
 
@@ -482,7 +485,7 @@ def test_without_alignment_the_loss_is_the_recommendation_loss(build: Build, cha
 
 @pytest.mark.parametrize("phase", ["pretrain", "finetune"])
 def test_the_other_phases_have_one_loss_that_reaches_their_experts(build: Build, phase: str):
-    model, train, _ = build()
+    model, train, _ = build(expert_loss="joint")
     model.train()
     model.phase = phase
     loss = model.calculate_loss(first_batch(train))
@@ -552,7 +555,7 @@ def test_start_values_of_an_expert_do_not_depend_on_the_other_experts(prepared):
     assert not torch.equal(every["experts.llm.items.adapter.layers.0.weight"], every["experts.align.items.text.adapter.layers.0.weight"])  # fmt: skip # noqa: E501
 
 
-def test_a_phase_trains_its_own_experts_only(build: Build):
+def test_a_phase_keeps_the_state_of_its_own_experts_only(build: Build):
     model, _, _ = build()
     expected = {
         "pretrain": {"experts.rec"},
@@ -561,8 +564,44 @@ def test_a_phase_trains_its_own_experts_only(build: Build):
     }
     for phase, names in expected.items():
         model.phase = phase
-        assert set(model.trained_modules()) == names
-        assert all(module is model.get_submodule(name) for name, module in model.trained_modules().items())
+        assert set(model.phase_modules()) == names
+        assert all(module is model.get_submodule(name) for name, module in model.phase_modules().items())
+
+
+@pytest.mark.parametrize(
+    ("trained", "retrain", "expected"),
+    [
+        ({"rec", "align"}, False, ("llm",)),
+        ({"rec", "align"}, True, ("rec", "align", "llm")),
+        ({"rec"}, False, ("align", "llm")),
+        (set(), False, ("rec", "align", "llm")),
+    ],
+)
+def test_the_last_phase_trains_what_no_earlier_phase_has_trained(build: Build, trained, retrain, expected):
+    model, _, _ = build(retrain_experts=retrain)
+    model.phase = "finetune"
+    model.start_experts(trained)
+    assert model.learning_experts() == expected
+    model.phase = "align"
+    assert model.learning_experts() == ("align",)
+
+
+@pytest.mark.parametrize(
+    ("experts", "expert_loss", "learns"),
+    [
+        (["match"], "joint", False),
+        (["match"], "separate", False),
+        (["rec"], "joint", False),
+        (["rec", "match"], "separate", False),
+        (["rec", "match"], "joint", True),
+        (["llm"], "separate", True),
+    ],
+)
+def test_a_phase_learns_if_it_has_an_untrained_expert_or_a_gate_in_its_loss(build: Build, experts, expert_loss, learns):
+    model, _, _ = build(experts=experts, phases=["pretrain", "finetune"], expert_loss=expert_loss)
+    model.start_experts({"rec"})
+    assert model.phase == "finetune"
+    assert model.learns() is learns
 
 
 def test_text_is_not_read_when_no_phase_needs_it(prepared, data_path):
