@@ -190,6 +190,11 @@ PHASE_KEYS = (
     "n_negatives negatives negative_sampling id_dropout align_loss mmd_weight mmd_rows mmd_kernel mmd_bandwidths "
     "infonce_temperature gate_learning_rate enable_amp"
 ).split()
+# Keys that change the dataset or its loaders.
+DATA_KEYS = (
+    "eval_args mask_history backbone train_rows train_windows n_bins bucket_by_length text_encoder text_fields "
+    "text_vectors_dir"
+).split()
 # Keys that no earlier phase reads, so that changing them leaves earlier phases as they are (see `checkpoint`).
 FIRST_READ_IN = {
     "align": (

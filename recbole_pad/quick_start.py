@@ -71,7 +71,7 @@ def run(
 def _check_processes(
     nproc: int, model: str, dataset: str, files: list[str] | None, settings: dict[str, Any] | None
 ) -> None:
-    """Refuse here what RecBole refuses in each spawned process by an AssertionError or an error of NCCL."""
+    """Refuse here what would fail in each spawned process by an AssertionError or an error of NCCL."""
     n_gpus = torch.cuda.device_count()
     if n_gpus < nproc or not torch.distributed.is_nccl_available():
         raise InputError(
@@ -84,6 +84,8 @@ def _check_processes(
     if len(config["gpu_id"].split(",")) < nproc:
         every = ",".join(map(str, range(nproc)))
         raise InputError(f"gpu_id: {config['gpu_id']!r} names too few GPUs for nproc {nproc}; set --gpu_id={every}")
+    for folder in (f"log/{model}", config["checkpoint_dir"]):  # RecBole fails where two processes make one at once
+        Path(folder).mkdir(parents=True, exist_ok=True)
 
 
 def run_recboles(rank: int, *args: Any) -> None:

@@ -15,9 +15,10 @@ import recbole.config.configurator
 import recbole.data.dataset
 import recbole.data.utils
 import recbole.trainer
+import recbole.utils.argument_list
 
 import recbole_pad.model.pad as pad_module
-from recbole_pad.config import add_plugin_settings
+from recbole_pad.config import DATA_KEYS, add_plugin_settings
 from recbole_pad.data.dataset import PADDataset
 from recbole_pad.data.loader import HistoryEvalDataLoader, LengthBucketDataLoader, evaluates_with_history
 from recbole_pad.model.pad import PAD
@@ -31,6 +32,13 @@ def register() -> None:
     recbole.data.dataset.PADDataset = PADDataset
     _wrap_settings()
     _wrap_loaders()
+    _compare_our_data_keys()
+
+
+def _compare_our_data_keys() -> None:
+    """RecBole takes a saved dataset or loader again if the keys of this list agree: ours change the data too."""
+    compared = recbole.utils.argument_list.dataset_arguments
+    compared += [key for key in DATA_KEYS if key not in compared]
 
 
 def _wrap_settings() -> None:

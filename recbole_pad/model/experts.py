@@ -57,10 +57,10 @@ def build_expert(name: str, config: Any, dataset: Any, settings: PADConfig, cata
         catalogue: counts, bins and text vectors of the items.
     """
     with seeded(settings.seed * len(EXPERTS) + EXPERTS.index(name)):
-        if name == "match":
+        if name not in _TRAINED_ITEMS:
             return Expert(UnitTextVectors(catalogue, _MATCH_LENGTH), DecayedHistory(settings.match_decay))
         backbone = Backbone(settings.backbone, config, dataset, settings.positions)
-        items = _ITEM_VECTORS[name](backbone, settings, catalogue)
+        items = _TRAINED_ITEMS[name](backbone, settings, catalogue)
         del backbone.initial_items
         return Expert(items, backbone)
 
@@ -91,7 +91,7 @@ def _aligned_vectors(backbone: Backbone, settings: PADConfig, catalogue: Catalog
     return AlignedVectors(ids, _text_vectors(backbone, settings, catalogue), fusion)
 
 
-_ITEM_VECTORS: dict[str, Callable[[Backbone, PADConfig, Catalogue], nn.Module]] = {
+_TRAINED_ITEMS: dict[str, Callable[[Backbone, PADConfig, Catalogue], nn.Module]] = {
     "rec": _id_vectors,
     "align": _aligned_vectors,
     "llm": _text_vectors,

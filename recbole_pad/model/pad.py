@@ -104,7 +104,7 @@ class PAD(SequentialRecommender):
         )
         self.text_fingerprint = dataset.text_table.fingerprint if members - {"rec"} else None
         self.trained_before: set[str] = set()
-        self._kept: tuple[list[Tensor], Tensor] | None = None
+        self._kept: tuple[str, list[Tensor], Tensor] | None = None
 
     def _text_vectors(self, dataset: Any) -> Tensor:
         return transform_text(dataset.text_table.read(), self.settings.text_transform)
@@ -173,6 +173,11 @@ class PAD(SequentialRecommender):
         super().train(mode)
         return self
 
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Load weights; item vectors kept for scoring are dropped."""
+        self._kept = None
+        return super().load_state_dict(*args, **kwargs)
+
     def load_other_parameter(self, para: dict[str, Any] | None) -> None:
         """Restore the phase from a checkpoint."""
         self._kept = None
@@ -183,10 +188,10 @@ class PAD(SequentialRecommender):
         if self.training or torch.is_grad_enabled():
             tables = self._tables(None)
             return tables, self._fold(tables, None)
-        if self._kept is None:
+        if self._kept is None or self._kept[0] != self.phase:
             tables = self._tables(None)
-            self._kept = tables, self._fold(tables, None)
-        return self._kept
+            self._kept = self.phase, tables, self._fold(tables, None)
+        return self._kept[1:]
 
     def _tables(self, item_ids: Tensor | None) -> list[Tensor]:
         return [self._expert(name).items(item_ids) for name in self._members(self.phase)]
@@ -334,7 +339,7 @@ class _Places:
         self._item_ids = item_ids
 
     def __call__(self, item_ids: Tensor) -> Tensor:
-        return torch.searchsorted(self._item_ids, item_ids)
+        return torch.searchsorted(self._item_ids, item_ids.contiguous())
 
 
 def _identity(item_ids: Tensor) -> Tensor:

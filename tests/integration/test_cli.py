@@ -259,6 +259,8 @@ def test_every_process_runs_the_plugins_function(settings: Callable[..., dict[st
     assert options["saved"] is False
     added = {"nproc": 2, "world_size": 2, "ip": "localhost", "port": "99", "offset": 0}
     assert options["config_dict"] == {**asked, **added}
+    assert Path("log/PAD").is_dir(), "RecBole's processes would make it at the same time, and one would fail"
+    assert Path("saved").is_dir()
 
 
 def test_a_process_gets_its_rank(monkeypatch: pytest.MonkeyPatch):

@@ -146,6 +146,8 @@ def test_two_processes_share_one_run_and_count_every_row_once(
     settings: Settings, prepared: Callable[..., Any], tmp_path: Path
 ):
     """37 rows of validation are two unequal shares, so RecBole's sampler repeats one."""
+    for folder in ("log/PAD", "saved"):  # as `quick_start.run` does before it starts processes
+        (tmp_path / folder).mkdir(parents=True)
     common = {"nproc": 2, "world_size": 2, "offset": 0, "ip": "localhost", "port": free_port()}
     processes = [
         subprocess.Popen(

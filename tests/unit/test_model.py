@@ -11,6 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from recbole.data.interaction import Interaction
+from recbole.utils import get_model, init_seed
 from torch import Tensor
 
 from recbole_pad.backbones import BACKBONES
@@ -617,3 +618,19 @@ def test_text_vectors_are_not_part_of_a_checkpoint(build: Build):
     widths = {tuple(value.shape) for value in model.state_dict().values()}
     assert tuple(model.catalogue.text_vectors.shape) not in widths
     assert not [name for name in model.state_dict() if name.startswith(("catalogue", "samplers"))]
+
+
+def test_scores_follow_new_weights_and_another_phase_without_a_call_of_eval(prepared):
+    config, _, train_data, _, test_data = prepared()
+    init_seed(1, True)
+    model = get_model("PAD")(config, train_data._dataset).eval()
+    interaction = next(iter(test_data))[0]
+    with torch.no_grad():
+        before = model.full_sort_predict(interaction)
+        state = {name: value + 0.1 if "experts.rec" in name else value for name, value in model.state_dict().items()}
+        model.load_state_dict(state)
+        changed = model.full_sort_predict(interaction)
+        model.phase = "pretrain"
+        alone = model.full_sort_predict(interaction)
+    assert not torch.allclose(before, changed)
+    assert not torch.allclose(changed, alone)

@@ -94,3 +94,12 @@ def test_pads_classes_are_pickled_under_the_plugins_name():
     """So that a process that never imported the plugin finds it when it reads a checkpoint."""
     for cls in (PAD, PADTrainer, PADDataset):
         assert cls.__module__.startswith("recbole_pad.")
+
+
+def test_a_saved_dataset_is_not_taken_again_when_a_setting_of_ours_differs(config):
+    from recbole.data import create_dataset
+
+    create_dataset(config(save_dataset=True, train_rows="sequences"))
+    again = create_dataset(config(save_dataset=False, train_rows="sequences"))
+    other = create_dataset(config(save_dataset=False, train_rows="prefixes"))
+    assert (again.train_rows, other.train_rows) == ("sequences", "prefixes")
