@@ -105,8 +105,13 @@ def fingerprint(config: Any, dataset: Any, phase: str) -> str:
     if phase == "finetune":
         content["experts"] = settings.experts
     if config["init_checkpoint"]:
-        content["init"] = file_digest(Path(config["init_checkpoint"]))
+        content["init"] = _initial_weights(Path(config["init_checkpoint"]))
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _initial_weights(path: Path) -> str:
+    """A name for the weights in a phase's file: its fingerprint, or (a trainer used alone stores none) its bytes."""
+    return str(load(path).get("fingerprint") or file_digest(path))
 
 
 def _settings_of(config: Any, unread: set[str]) -> dict[str, str]:

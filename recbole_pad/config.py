@@ -259,6 +259,7 @@ def add_plugin_settings(config: Any, model: str, model_class: Any, dataset: str)
     if protocol:
         internal.update(properties("dataset", f"{dataset}.yaml"))
         _load_time_column(internal)
+        _no_negatives_for_full_softmax(internal, external)
     _check_keys(config, ours)
 
 
@@ -272,6 +273,13 @@ def _load_time_column(internal: dict[str, Any]) -> None:
     columns = (internal.get("load_col") or {}).get("inter")
     if internal["MODEL_TYPE"] == ModelType.SEQUENTIAL and columns == ["user_id", "item_id"]:
         internal["load_col"] = {**internal["load_col"], "inter": [*columns, internal["TIME_FIELD"]]}
+
+
+def _no_negatives_for_full_softmax(internal: dict[str, Any], external: Mapping[str, Any]) -> None:
+    """RecBole's sequential models default to full softmax AND to one sampled negative, and refuse that together."""
+    loss = external.get("loss_type", internal.get("loss_type"))
+    if internal["MODEL_TYPE"] == ModelType.SEQUENTIAL and loss == "CE":
+        internal["train_neg_sample_args"] = None
 
 
 def _check_keys(config: Any, ours: Mapping[str, Any]) -> None:

@@ -26,8 +26,9 @@ from recbole_pad import checkpoint
 from recbole_pad.checkpoint import RunFolder
 from recbole_pad.errors import InputError
 from recbole_pad.evaluation.evaluate import ItemGroups, evaluate_split
+from recbole_pad.phase_trainers import PhaseRecord, peak_memory_mb
 from recbole_pad.registry import nearest
-from recbole_pad.trainer import PADTrainer, PhaseRecord, peak_memory_mb
+from recbole_pad.trainer import PADTrainer
 
 RESULT_FORMAT = 1
 _URLS = Path(recbole.config.__file__).parent.parent / "properties" / "dataset" / "url.yaml"
@@ -169,8 +170,9 @@ def run_recbole(
     folder = trainer.folder if isinstance(trainer, PADTrainer) else folder
     if folder is not None and config["local_rank"] == 0:
         checkpoint.write_json(folder.result_file, report)
-        settings = yaml.safe_dump({key: _yaml_value(value) for key, value in config.final_config_dict.items()})
-        checkpoint.write_whole(folder.path / "config.yaml", lambda path: path.write_text(settings, encoding="utf-8"))
+        given = {"model": model, "dataset": dataset, **config.external_config_dict}  # can be passed as --config_files
+        _write_yaml(folder.path / "config.yaml", given)
+        _write_yaml(folder.path / "all_settings.yaml", config.final_config_dict)
         logger.info(f"result: {folder.result_file}")
     result = {
         "best_valid_score": best_valid_score,
@@ -336,6 +338,11 @@ def _versions() -> dict[str, str]:
 def _plain(result: Any) -> dict[str, float] | None:
     """RecBole's metrics as plain floats: numpy 2 prints np.float64(...)."""
     return None if result is None else {key: float(value) for key, value in result.items()}
+
+
+def _write_yaml(path: Path, settings: dict[str, Any]) -> None:
+    text = yaml.safe_dump({key: _yaml_value(value) for key, value in settings.items()})
+    checkpoint.write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def _yaml_value(value: Any) -> Any:

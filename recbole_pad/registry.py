@@ -13,8 +13,9 @@ T = TypeVar("T")
 
 def nearest(word: str, known: list[str], cutoff: float = 0.6) -> str:
     """Return `` (did you mean 'x'?)`` for the known word nearest to `word`, or an empty string."""
-    close = difflib.get_close_matches(str(word), known, n=1, cutoff=cutoff)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    by_lower = {entry.lower(): entry for entry in known}
+    close = difflib.get_close_matches(str(word).lower(), list(by_lower), n=1, cutoff=cutoff)
+    return f" (did you mean {by_lower[close[0]]!r}?)" if close else ""
 
 
 def pick(table: Mapping[str, T], key: str, what: str) -> T:

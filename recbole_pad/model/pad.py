@@ -79,6 +79,8 @@ class PAD(SequentialRecommender):
         self.backbone_spec = backbone_spec(self.settings.backbone)
         self.trains_all_positions = dataset.train_rows == "sequences"
         members = {name for phase in self.settings.phases for name in self._members(phase)}
+        if config["init_checkpoint"]:  # it may hold an expert that another one starts from
+            members |= {STARTS_FROM[name] for name in members if name in STARTS_FROM}
         self.catalogue = Catalogue(
             torch.from_numpy(dataset.train_counts),
             torch.from_numpy(dataset.bins),

@@ -20,6 +20,7 @@ LADDER: list[set[str]] = [
     {"config"},
     {"data", "checkpoint"},
     {"model", "evaluation"},
+    {"phase_trainers"},
     {"trainer"},
     {"registration"},
     {"quick_start"},

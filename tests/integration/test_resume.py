@@ -19,8 +19,8 @@ from recbole.trainer import Trainer
 from recbole_pad import checkpoint
 from recbole_pad.errors import InputError
 from recbole_pad.model.pad import PAD
+from recbole_pad.phase_trainers import PhaseTrainer
 from recbole_pad.quick_start import run_recbole
-from recbole_pad.trainer import PhaseTrainer
 
 PHASES = ("pretrain", "align", "finetune")
 # Everything random is on: dropout, sampled negatives, dropped ids; a phase may stop after two epochs.
@@ -225,7 +225,7 @@ def test_a_resumed_phase_remembers_how_many_epochs_were_worse(asked: Settings, m
 
 def test_the_time_of_all_sessions_is_counted(asked: Settings, monkeypatch: pytest.MonkeyPatch):
     """A clock that goes on one second with each look."""
-    import recbole_pad.trainer as trainer_module
+    import recbole_pad.phase_trainers as trainer_module
 
     class Clock:
         now = 0.0

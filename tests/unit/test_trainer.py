@@ -17,8 +17,9 @@ from recbole_pad import checkpoint
 from recbole_pad.checkpoint import RunFolder
 from recbole_pad.errors import InputError
 from recbole_pad.model.pad import PAD
+from recbole_pad.phase_trainers import PHASE_TRAINERS, AlignTrainer, FinetuneTrainer, PretrainTrainer
 from recbole_pad.quick_start import run_recbole
-from recbole_pad.trainer import PHASE_TRAINERS, AlignTrainer, FinetuneTrainer, PADTrainer, PretrainTrainer
+from recbole_pad.trainer import PADTrainer
 
 PHASE_NAMES = ("pretrain", "align", "finetune")
 OWN_PARTS = {

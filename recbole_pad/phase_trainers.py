@@ -1,0 +1,292 @@
+"""One trainer class per phase, each usable alone: RecBole's training loop with the phase's own settings."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from recbole.trainer import Trainer
+from torch import Tensor, nn
+
+from recbole_pad import checkpoint
+from recbole_pad.checkpoint import RunFolder
+from recbole_pad.config import PADConfig, phase_view
+from recbole_pad.data.drift import drift_weights
+from recbole_pad.data.frequency import frequency_group
+from recbole_pad.model.gate_fit import fit_gate
+from recbole_pad.phases import PHASES
+from recbole_pad.seeding import rng_state, seed_all, set_rng_state
+
+ModuleStates = dict[str, dict[str, Tensor]]
+
+
+@dataclass
+class PhaseRecord:
+    """What is remembered of a trained phase, beside its weights.
+
+    Attributes:
+        best_epoch: epoch of the weights that are kept, counted from 0; -1 where none was better than the start.
+        epochs: epochs trained.
+        best_valid_score: value of `valid_metric` at the best epoch; None without validation data.
+        best_valid_result: all validation metrics there.
+        train_loss: mean loss per batch of each epoch.
+        seconds: wall time of training and validation, over all sessions of a resumed run.
+        peak_memory_mb: high-water mark of the process (on a GPU: of its memory) at the end of the phase.
+        reused_from: the file the phase was taken from instead of being trained, or an empty string.
+    """
+
+    best_epoch: int = -1
+    epochs: int = 0
+    best_valid_score: float | None = None
+    best_valid_result: dict[str, float] = field(default_factory=dict)
+    train_loss: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+    peak_memory_mb: float = 0.0
+    reused_from: str = ""
+
+
+class PhaseTrainer(Trainer):
+    """Trains one phase of a PAD model with RecBole's loop: own epochs, learning rate, optimizer and early stopping.
+
+    Settings are those of the config with ``<phase>.<key>`` over ``<key>``. `fit` ends with the best weights in the
+    model. With a run folder, the best weights are in ``<phase>.pth`` and the state at each epoch's start in
+    ``last.pth``; without one, the best weights are kept in memory.
+
+    Args:
+        config: RecBole's config.
+        model: a `PAD` model; its `phase` is set.
+        folder: where to write, or None.
+        fingerprint: of this phase (see `checkpoint.fingerprint`), stored with the weights.
+    """
+
+    phase: ClassVar[str]
+
+    def __init__(self, config: Any, model: Any, folder: RunFolder | None = None, fingerprint: str = "") -> None:
+        model.phase = self.phase
+        self.settings = PADConfig.read(phase_view(config, self.phase))
+        super().__init__(phase_view(config, self.phase), model)
+        if not model.learns():
+            self.epochs = self.eval_step = 0  # all experts are taken as they are, at most the gate is fitted
+        self.tensorboard: Any = _TaggedWriter(self.tensorboard, self.phase)
+        self.folder = folder
+        self.fingerprint = fingerprint
+        self.record = PhaseRecord()
+        self._best: ModuleStates | None = None
+        self._continue_from: dict[str, Any] | None = None
+        self._seconds_before = 0.0
+        self._started = time.monotonic()
+
+    def _build_optimizer(self, **kwargs: Any) -> Any:
+        """RecBole's optimizer over the phase's own parameters; the gate has its own rate and no weight decay."""
+        experts = [self.model.experts[name] for name in self.model.learning_experts()]
+        groups: list[dict[str, Any]] = [{"params": [p for expert in experts for p in expert.parameters()]}]
+        if "gate" in self.model.phase_modules():
+            rate = self.settings.gate_learning_rate
+            groups.append({"params": list(self.model.gate.parameters()), "lr": rate, "weight_decay": 0.0})
+        return super()._build_optimizer(params=groups, **kwargs)
+
+    def fit(
+        self,
+        train_data: Any,
+        valid_data: Any = None,
+        verbose: bool = True,
+        saved: bool = True,
+        show_progress: bool = False,
+        callback_fn: Callable[[int, float], None] | None = None,
+    ) -> tuple[float | None, dict[str, float] | None]:
+        """Train the phase from the model's present weights and leave the best ones in the model.
+
+        Args and returns: as RecBole's `Trainer.fit`. `saved` is not read: the run folder decides.
+        """
+        self.model.phase = self.phase
+        self._started = time.monotonic()
+        if self._continue_from is None:
+            seed_all(self.settings.seed + list(PHASES).index(self.phase) + 1)
+        self._use_batch_size(train_data)
+        super().fit(train_data, valid_data, verbose, True, show_progress, callback_fn)
+        self._load_best()
+        self._after_training(valid_data)
+        self._finish()
+        return self.record.best_valid_score, self.record.best_valid_result
+
+    def _use_batch_size(self, train_data: Any) -> None:
+        if hasattr(train_data, "set_epoch"):
+            train_data.set_batch_size(int(self.config["train_batch_size"]))
+
+    def _train_epoch(self, train_data: Any, epoch_idx: int, loss_func: Any = None, show_progress: bool = False) -> Any:
+        if self._continue_from is not None:
+            set_rng_state(self._continue_from["rng"])
+            self._continue_from = None
+        elif self.folder is not None:
+            self._save_last(epoch_idx)
+        if hasattr(train_data, "set_epoch"):
+            train_data.set_epoch(epoch_idx)
+        losses = super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
+        total = sum(losses) if isinstance(losses, tuple) else losses
+        self.record.train_loss.append(float(total) / max(len(train_data), 1))
+        self.record.epochs = epoch_idx + 1
+        return losses
+
+    def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
+        """Called by RecBole's loop when the validation score is the best so far: keep the weights."""
+        self.record.best_epoch = epoch
+        states = {name: module.state_dict() for name, module in self.model.phase_modules().items()}
+        if self.folder is None:
+            self._best = {
+                name: {key: value.detach().clone() for key, value in state.items()} for name, state in states.items()
+            }
+        elif self._writes:
+            checkpoint.save(self.folder.phase_file(self.phase), {**self._header(finished=False), "modules": states})
+
+    @property
+    def _writes(self) -> bool:
+        return bool(self.config["single_spec"]) or int(self.config["local_rank"]) == 0
+
+    def _header(self, finished: bool) -> dict[str, Any]:
+        return {
+            "phase": self.phase,
+            "fingerprint": self.fingerprint,
+            "finished": finished,
+            "record": asdict(self.record),
+        }
+
+    def _save_last(self, epoch: int) -> None:
+        """The state between two epochs: everything that the next epoch depends on."""
+        assert self.folder is not None
+        if not self._writes:
+            return
+        self._note_progress()
+        state = {
+            **self._header(finished=False),
+            "epoch": epoch,
+            "cur_step": self.cur_step,
+            "best_valid_score": float(self.best_valid_score),
+            "best_valid_result": _floats(self.best_valid_result),
+            "modules": {name: module.state_dict() for name, module in self.model.phase_modules().items()},
+            "optimizer": self.optimizer.state_dict(),
+            "rng": rng_state(),
+        }
+        checkpoint.save(self.folder.last_file, state)
+
+    def continue_from(self, last: dict[str, Any]) -> None:
+        """Continue a killed run from the content of its ``last.pth``; call it before `fit`."""
+        load_modules(self.model, last["modules"])
+        self.optimizer.load_state_dict(last["optimizer"])
+        self.start_epoch, self.cur_step = last["epoch"], last["cur_step"]
+        self.best_valid_score = last["best_valid_score"]
+        self.best_valid_result = last["best_valid_result"] or None
+        self.record = PhaseRecord(**last["record"])
+        self._seconds_before = self.record.seconds
+        self._continue_from = last
+
+    def resume_checkpoint(self, resume_file: Any) -> None:
+        """RecBole's name for `continue_from`; `resume_file` is a run's ``last.pth``."""
+        self.continue_from(checkpoint.load(Path(resume_file), self.device))
+
+    def evaluate(
+        self,
+        eval_data: Any,
+        load_best_model: bool = False,
+        model_file: str | None = None,
+        show_progress: bool = False,
+    ) -> Any:
+        """As RecBole's `Trainer.evaluate`; after `fit` the best weights are in the model, so none are loaded."""
+        return super().evaluate(eval_data, model_file is not None, model_file, show_progress)
+
+    def _note_progress(self) -> None:
+        self.record.seconds = self._seconds_before + time.monotonic() - self._started
+        self.record.peak_memory_mb = peak_memory_mb(self.device)
+        if self.best_valid_result:
+            self.record.best_valid_score = float(self.best_valid_score)
+            self.record.best_valid_result = _floats(self.best_valid_result)
+
+    def _load_best(self) -> None:
+        if self.folder is not None:
+            checkpoint.wait_for_all(self.config)
+            self._best = checkpoint.load(self.folder.phase_file(self.phase), self.device)["modules"]
+        if self._best is None:
+            raise ValueError(f"phase {self.phase}: no epoch had a usable value of {self.config['valid_metric']} (NaN?)")
+        load_modules(self.model, self._best)
+        self._best = None
+
+    def _after_training(self, valid_data: Any) -> None:
+        """Hook of a phase, with the best weights in the model."""
+
+    def _finish(self) -> None:
+        """Mark the phase's file as finished; it holds the weights that the model now has."""
+        self._note_progress()
+        if self.folder is not None and self._writes:
+            states = {name: module.state_dict() for name, module in self.model.phase_modules().items()}
+            checkpoint.save(self.folder.phase_file(self.phase), {**self._header(finished=True), "modules": states})
+
+
+class PretrainTrainer(PhaseTrainer):
+    """Phase 1: the ID expert alone. Source: pad_method.md section 2."""
+
+    phase = "pretrain"
+
+
+class AlignTrainer(PhaseTrainer):
+    """Phase 2: the aligned expert, recommendation loss plus alignment loss. Source: pad_method.md section 3."""
+
+    phase = "align"
+
+
+class FinetuneTrainer(PhaseTrainer):
+    """Phase 3: all experts and the gate. Source: pad_method.md section 4.
+
+    With ``gate_fit: valid`` the gate is fitted on validation data once the experts have their best weights. The
+    validation result of this phase is then in-sample for the gate's few numbers; the test result is not.
+    """
+
+    phase = "finetune"
+
+    def _after_training(self, valid_data: Any) -> None:
+        if self.settings.gate_fit != "valid" or not valid_data or len(self.settings.experts) < 2:
+            return
+        dataset = valid_data._dataset
+        by_group = drift_weights(dataset.train_histories, dataset.item_num)
+        weights = torch.from_numpy(by_group[frequency_group(dataset.train_counts)]).float()
+        fit_gate(self.model, valid_data, weights, self.settings.seed)
+        self.best_valid_score, self.best_valid_result = self._valid_epoch(valid_data)
+        self.logger.info(f"gate fitted on validation data (in-sample): {_floats(self.best_valid_result)}")
+
+
+PHASE_TRAINERS: dict[str, type[PhaseTrainer]] = {
+    trainer.phase: trainer for trainer in (PretrainTrainer, AlignTrainer, FinetuneTrainer)
+}
+
+
+class _TaggedWriter:
+    """A TensorBoard writer that puts the phase before every tag, so that the phases are told apart."""
+
+    def __init__(self, writer: Any, phase: str) -> None:
+        self._writer, self._phase = writer, phase
+
+    def add_scalar(self, tag: str, value: float, step: int) -> None:
+        self._writer.add_scalar(f"{self._phase}/{tag}", value, step)
+
+    def add_hparams(self, settings: dict[str, Any], metrics: dict[str, Any]) -> None:
+        self._writer.add_hparams(settings, metrics, run_name=self._phase)
+
+
+def load_modules(model: nn.Module, states: ModuleStates) -> None:
+    """Load the states of named submodules into a model."""
+    for name, state in states.items():
+        model.get_submodule(name).load_state_dict(state)
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """High-water mark in MB: of the GPU's allocations on a GPU, else of the whole process since its start."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+
+
+def _floats(result: Any) -> dict[str, float]:
+    return {key: float(value) for key, value in (result or {}).items()}
