@@ -2,7 +2,7 @@
 
 A backbone with rows ``sequences`` gives a causal state at every position, so one row per user trains all positions.
 One with rows ``prefixes`` gives one state per row (attention on the last item, graphs, or layers that look ahead), so
-every prefix is a row. Source: recbole_notes.md section C; every ``sequences`` entry has a causality test.
+every prefix is a row. Every ``sequences`` entry has a causality test.
 """
 
 from __future__ import annotations

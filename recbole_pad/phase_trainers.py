@@ -226,19 +226,19 @@ class PhaseTrainer(Trainer):
 
 
 class PretrainTrainer(PhaseTrainer):
-    """Phase 1: the ID expert alone. Source: pad_method.md section 2."""
+    """Phase 1: the ID expert alone. Source: docs/method.md section 2."""
 
     phase = "pretrain"
 
 
 class AlignTrainer(PhaseTrainer):
-    """Phase 2: the aligned expert, recommendation loss plus alignment loss. Source: pad_method.md section 3."""
+    """Phase 2: the aligned expert, recommendation loss plus alignment loss. Source: docs/method.md section 3."""
 
     phase = "align"
 
 
 class FinetuneTrainer(PhaseTrainer):
-    """Phase 3: all experts and the gate. Source: pad_method.md section 4.
+    """Phase 3: all experts and the gate. Source: docs/method.md section 4.
 
     With ``gate_fit: valid`` the gate is fitted on validation data once the experts have their best weights. The
     validation result of this phase is then in-sample for the gate's few numbers; the test result is not.

@@ -93,7 +93,7 @@ class HistoryEvalDataLoader(FullSortEvalDataLoader):
     """Full-ranking loader that returns each user's WHOLE history, so that RecBole's trainer masks it.
 
     RecBole's trainer already sets ``scores[history_index] = -inf`` when the loader returns an index; its own loader
-    returns None for sequential models. Source: pad_method.md section 7 (published protocol).
+    returns None for sequential models. Source: docs/method.md section 6.
     """
 
     def __init__(self, config: Any, dataset: Any, sampler: Any, shuffle: bool = False) -> None:

@@ -39,7 +39,7 @@ class RecencyPositions(nn.Module):
     """Position vectors counted from the newest item: 0 for the newest, 1 for the one before, and so on.
 
     RecBole pads on the right and counts from the oldest item; PAD pads on the left and counts from the newest, which
-    gives the same states as this table on right-padded sequences. Source: pad_method.md section 2.
+    gives the same states as this table on right-padded sequences. Source: docs/method.md section 2.
     """
 
     def __init__(self, table: nn.Embedding) -> None:

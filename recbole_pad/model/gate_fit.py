@@ -84,6 +84,7 @@ def fit_gate(model: PAD, batches: Iterable[Any], target_weights: Tensor, seed: i
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+    model.eval()  # drops the item vectors that were folded with the old weights
 
 
 def _batches(n_rows: int, n_steps: int, generator: torch.Generator) -> Iterator[Tensor]:

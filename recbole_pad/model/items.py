@@ -120,7 +120,7 @@ class UnitTextVectors(nn.Module):
 class AlignedVectors(nn.Module):
     """Fusion of a copy of the ID embeddings with the adapted text vectors (expert 2).
 
-    Source: pad_method.md section 3, v2_i = GELU(W [e'_i ; t_i] + c).
+    Source: docs/method.md section 3, v2_i = GELU(W [e'_i ; t_i] + c).
     """
 
     def __init__(self, ids: IDVectors, text: TextVectors, fusion: nn.Module) -> None:
