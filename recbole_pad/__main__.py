@@ -1,4 +1,4 @@
-"""Commands: `recbole-pad run | encode | quickstart`, and `run_recbole` with the flags of RecBole's own script."""
+"""Commands: `recbole-pad run | table | encode | quickstart`, and `run_recbole` with the flags of RecBole's own script."""
 
 from __future__ import annotations
 
@@ -129,6 +129,18 @@ def _dataset_folder(dataset: str, data_path: str | None) -> Path:
     return Path(data_path or "dataset") / dataset
 
 
+def _add_table(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="+", type=Path, help="run folders, or their result.json files")
+    parser.add_argument("--split", choices=("test", "valid"), default="test")
+
+
+def _table(known: argparse.Namespace, settings: list[str]) -> int:
+    from recbole_pad.evaluation.table import read_reports, result_table
+
+    print(result_table(read_reports(known.runs), known.split))
+    return 0
+
+
 def _no_flags(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "Any setting of RecBole or PAD: --key=value"
 
@@ -143,6 +155,7 @@ _COMMANDS: dict[
     str, tuple[Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace, list[str]], int], str]
 ] = {
     "run": (_add_run, _run, "train and evaluate PAD or any RecBole model"),
+    "table": (_add_table, _table, "print the results of runs on one dataset as a table"),
     "encode": (_add_encode, _encode, "make text vectors of a dataset's items"),
     "quickstart": (_no_flags, _quickstart, "PAD against SASRec on ml-100k, in minutes"),
 }

@@ -2,10 +2,41 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from recbole_pad.errors import InputError
+
 _COLD = ("0", "1-5")
+
+
+def read_reports(runs: Sequence[Path]) -> list[dict[str, Any]]:
+    """The contents of result.json of run folders (or of the files themselves), in this order.
+
+    Raises:
+        InputError: for a run without a result, a file that is none, or runs on different datasets.
+    """
+    reports = []
+    for run in runs:
+        path = run / "result.json" if run.is_dir() else run
+        if not path.is_file():
+            raise InputError(
+                f"{path}: no such result; a run writes it at its end (continue a killed run with --resume)"
+            )
+        try:
+            report = json.loads(path.read_text(encoding="utf-8"))
+            report["phases"], report["dataset"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{path}: is not a result.json of recbole-pad ({type(error).__name__}: {error})"
+            ) from error
+        reports.append(report)
+    datasets = sorted({report["dataset"] for report in reports})
+    if len(datasets) > 1:
+        raise InputError(f"runs on different datasets cannot share a table: {', '.join(datasets)}")
+    return reports
 
 
 def result_table(reports: Sequence[dict[str, Any]], split: str = "test") -> str:

@@ -189,5 +189,6 @@ def test_recboles_evaluator_and_ours_agree(prepared: Callable[..., Any], changes
         ours = report["masked" if protocol == "pad" else "unmasked"]["all"]
         other = report["unmasked" if protocol == "pad" else "masked"]["all"]
         assert ours["n"] == len(loader._dataset)
-        assert {name: round(ours[name], 6) for name in expected} == pytest.approx(dict(expected), abs=1e-9)
+        # to 4 digits: ties (never-seen items score alike) share their rank in ours, and have an order in RecBole's
+        assert {name: ours[name] for name in expected} == pytest.approx(dict(expected), abs=5e-5)
         assert ours != other

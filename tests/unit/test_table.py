@@ -1,6 +1,11 @@
+import json
+from pathlib import Path
 from typing import Any
 
-from recbole_pad.evaluation.table import result_table
+import pytest
+
+from recbole_pad.errors import InputError
+from recbole_pad.evaluation.table import read_reports, result_table
 
 
 def entry(n: int, hit: float = 0.0, ndcg: float = 0.0) -> dict[str, Any]:
@@ -81,3 +86,31 @@ def test_the_split_can_be_chosen():
     table = result_table([report], split="valid")
     assert table.splitlines()[0].startswith("tiny, valid")
     assert cells(table.splitlines()[4])[2] == "100.00 / 100.00"
+
+
+def test_reports_are_read_from_folders_and_files_and_printed_in_order(tmp_path: Path):
+    for name, report in (("one", PAD_REPORT), ("two", STOCK)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "result.json").write_text(json.dumps(report))
+    read = read_reports([tmp_path / "two", tmp_path / "one" / "result.json"])
+    assert [report["model"] for report in read] == ["SASRec", "PAD"]
+    assert result_table(read) == result_table([STOCK, PAD_REPORT])
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(None, "no such result"), ("{", "is not a result.json"), ("[]", "is not a result.json"), ("{}", "'phases'")],
+)
+def test_a_folder_without_a_whole_result_is_named(tmp_path: Path, content: str | None, words: str):
+    if content is not None:
+        (tmp_path / "result.json").write_text(content)
+    with pytest.raises(InputError, match=words) as caught:
+        read_reports([tmp_path])
+    assert str(tmp_path / "result.json") in str(caught.value)
+
+
+def test_runs_on_two_datasets_do_not_share_a_table(tmp_path: Path):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.json").write_text(json.dumps({**STOCK, "dataset": name}))
+    with pytest.raises(InputError, match="different datasets"):
+        read_reports([tmp_path / "a.json", tmp_path / "b.json"])
