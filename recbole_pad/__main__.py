@@ -1,4 +1,4 @@
-"""Commands: `recbole-pad run | table | encode | quickstart`, and `run_recbole` with the flags of RecBole's own script."""
+"""Commands: `recbole-pad run | table | encode | quickstart`, and `run_recbole`, with the flags of RecBole's script."""
 
 from __future__ import annotations
 

@@ -75,6 +75,7 @@ class PADConfig:
     gate_start: Any
     gate_learning_rate: float
     gate_fit: str
+    gate_cold_weight: float
     match_decay: float
     expert_loss: str
     retrain_experts: bool
@@ -179,6 +180,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "n_bins": (1, 10_000),
     "gate_learning_rate": (0, 10),
     "match_decay": (0, 1),
+    "gate_cold_weight": (1e-3, 1e3),
     "learning_rate": (0, 10),
     "weight_decay": (0, 10),
     "epochs": (0, 1_000_000),
@@ -203,8 +205,8 @@ FIRST_READ_IN = {
         "mmd_bandwidths infonce_temperature"
     ).split(),
     "finetune": (
-        "experts n_bins gate_form gate_norm gate_start gate_learning_rate gate_fit match_decay expert_loss "
-        "retrain_experts"
+        "experts n_bins gate_form gate_norm gate_start gate_learning_rate gate_fit gate_cold_weight match_decay "
+        "expert_loss retrain_experts"
     ).split(),
 }
 

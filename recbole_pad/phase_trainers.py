@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from recbole.trainer import Trainer
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from recbole_pad import checkpoint
 from recbole_pad.checkpoint import RunFolder
 from recbole_pad.config import PADConfig, phase_view
 from recbole_pad.data.drift import drift_weights
-from recbole_pad.data.frequency import frequency_group
+from recbole_pad.data.frequency import FREQUENCY_GROUPS, frequency_group
 from recbole_pad.model.gate_fit import fit_gate
 from recbole_pad.phases import PHASES
 from recbole_pad.seeding import rng_state, seed_all, set_rng_state
@@ -250,9 +251,10 @@ class FinetuneTrainer(PhaseTrainer):
         if self.settings.gate_fit != "valid" or not valid_data or len(self.settings.experts) < 2:
             return
         dataset = valid_data._dataset
-        by_group = drift_weights(dataset.train_histories, dataset.item_num)
-        weights = torch.from_numpy(by_group[frequency_group(dataset.train_counts)]).float()
-        fit_gate(self.model, valid_data, weights, self.settings.seed)
+        group = frequency_group(dataset.train_counts)
+        weights = drift_weights(dataset.train_histories, dataset.item_num)[group]
+        weights = weights * np.where(group <= FREQUENCY_GROUPS.index("1-5"), self.settings.gate_cold_weight, 1.0)
+        fit_gate(self.model, valid_data, torch.from_numpy(weights).float(), self.settings.seed)
         self.best_valid_score, self.best_valid_result = self._valid_epoch(valid_data)
         self.logger.info(f"gate fitted on validation data (in-sample): {_floats(self.best_valid_result)}")
 

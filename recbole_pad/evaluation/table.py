@@ -23,15 +23,13 @@ def read_reports(runs: Sequence[Path]) -> list[dict[str, Any]]:
         path = run / "result.json" if run.is_dir() else run
         if not path.is_file():
             raise InputError(
-                f"{path}: no such result; a run writes it at its end (continue a killed run with --resume)"
+                f"{path}: no such result; a run writes it at its end (continue a killed one with --resume)"
             )
         try:
             report = json.loads(path.read_text(encoding="utf-8"))
             report["phases"], report["dataset"]
         except (ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f"{path}: is not a result.json of recbole-pad ({type(error).__name__}: {error})"
-            ) from error
+            raise InputError(f"{path}: is not a result.json of ours ({type(error).__name__}: {error})") from error
         reports.append(report)
     datasets = sorted({report["dataset"] for report in reports})
     if len(datasets) > 1:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel
 
 from recbole_pad.model.pad import PAD
 
@@ -22,6 +23,7 @@ _MAX_ROWS = 50_000  # validation rows used
 _MAX_ITEMS = 20_000  # candidates of a step, the targets of the batch added
 _BATCH_ROWS = 256
 _LEARNING_RATE = 0.05
+_AVERAGED_STEPS = 150
 _RANK_TEMPERATURE = 0.3  # score difference over which a rank counts as half won
 
 
@@ -77,6 +79,8 @@ def fit_gate(model: PAD, batches: Iterable[Any], target_weights: Tensor, seed: i
     row_weights = row_weights / row_weights.mean()
     optimizer = torch.optim.Adam(model.gate.parameters(), lr=_LEARNING_RATE)
     generator = torch.Generator().manual_seed(seed)
+    averaged = AveragedModel(model.gate)  # over the end of the fit: the path there is noisy
+    steps_left = sum(n_steps for _, n_steps in _STAGES)
     for loss_of, n_steps in _STAGES:
         for batch in _batches(len(rows.target), n_steps, generator):
             scores, place = _scores(model, tables, rows, batch, _candidates(len(tables[0]), generator))
@@ -84,6 +88,10 @@ def fit_gate(model: PAD, batches: Iterable[Any], target_weights: Tensor, seed: i
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            steps_left -= 1
+            if steps_left < _AVERAGED_STEPS:
+                averaged.update_parameters(model.gate)
+    model.gate.load_state_dict(averaged.module.state_dict())
     model.eval()  # drops the item vectors that were folded with the old weights
 
 
