@@ -61,7 +61,8 @@ class PADTrainer(Trainer):
             reused = self._reuse(trainer)
             checkpoint.wait_for_all(self.config)  # nobody may look at files of a phase that another has begun
             if not reused:
-                self.logger.info(f"phase {phase}: training {', '.join(self.model.phase_modules())}")
+                learning = ", ".join(self.model.learning_experts()) or "no expert"
+                self.logger.info(f"phase {phase}: training {learning} of {', '.join(self.model.phase_modules())}")
                 trainer.fit(train_data, valid_data, verbose, saved, show_progress, callback_fn)
                 self._to_cache(trainer)
             self.records[phase] = trainer.record
