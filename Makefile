@@ -10,8 +10,7 @@ endif
 VENV ?= .venv
 STAMP := $(VENV)/.installed
 
-# Real data for the tests that want it; those tests are skipped where there is none.
-RECBOLE_PAD_DATA ?= $(abspath $(wildcard ../shared/data))
+# Real data for the tests that want it (RECBOLE_PAD_DATA); those tests are skipped where it is not given.
 ifneq ($(strip $(RECBOLE_PAD_DATA)),)
 export RECBOLE_PAD_DATA
 endif

@@ -137,6 +137,8 @@ def _add_table(parser: argparse.ArgumentParser) -> None:
 def _table(known: argparse.Namespace, settings: list[str]) -> int:
     from recbole_pad.evaluation.table import read_reports, result_table
 
+    if settings:
+        raise InputError(f"table does not know {' '.join(settings)}; see recbole-pad table --help")
     print(result_table(read_reports(known.runs), known.split))
     return 0
 

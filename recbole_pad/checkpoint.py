@@ -18,6 +18,7 @@ from recbole_pad.errors import InputError
 from recbole_pad.phases import PHASES
 
 FORMAT = "recbole_pad checkpoint 1"
+NUMBERS = 1  # raised with every change that moves the numbers of a run: older phases are then not taken from a cache
 T = TypeVar("T")
 
 # Keys that change where and how a run happens, but not its numbers.
@@ -26,7 +27,7 @@ _NOT_FINGERPRINTED = set(
         "gpu_id use_gpu worker state data_path checkpoint_dir show_progress save_dataset dataset_save_path "
         "save_dataloaders dataloaders_save_path log_wandb wandb_project config_files config_file resume "
         "init_checkpoint phase_cache phases text_vectors_dir local_rank nproc ip port offset single_spec "
-        "device url metric_decimal_place loss_decimal_place eval_batch_size metrics topk text_encoder "
+        "device url loss_decimal_place eval_batch_size metrics topk text_encoder "
         "text_fields experts"
     ).split()
 )
@@ -94,14 +95,15 @@ def fingerprint(config: Any, dataset: Any, phase: str) -> str:
     later = list(PHASES)[list(PHASES).index(phase) + 1 :]
     unread = _NOT_FINGERPRINTED | {key for name in later for key in FIRST_READ_IN.get(name, ())}
     content = {
-        "version": recbole_pad.__version__,
+        "version": [recbole_pad.__version__, NUMBERS],
         "phases": phases,
         "data": dataset.histories.digest(),
         "counts": hashlib.sha256(dataset.train_counts.tobytes()).hexdigest(),
         "settings": {name: _settings_of(phase_view(config, name), unread) for name in phases},
     }
     if any(set(PHASES[name].members(settings.experts)) - {"rec"} for name in phases):
-        content["text"] = dataset.text_table.fingerprint
+        table = dataset.text_table
+        content["text"] = [table.fingerprint, hashlib.sha256(table.rows.tobytes()).hexdigest()]
     if phase == "finetune":
         content["experts"] = settings.experts
     if config["init_checkpoint"]:
@@ -111,7 +113,8 @@ def fingerprint(config: Any, dataset: Any, phase: str) -> str:
 
 def _initial_weights(path: Path) -> str:
     """A name for the weights in a phase's file: its fingerprint, or (a trainer used alone stores none) its bytes."""
-    return str(load(path).get("fingerprint") or file_digest(path))
+    content = load(path)
+    return str((content.get("finished") and content.get("fingerprint")) or file_digest(path))
 
 
 def _settings_of(config: Any, unread: set[str]) -> dict[str, str]:

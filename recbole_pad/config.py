@@ -129,6 +129,11 @@ class PADConfig:
             chosen = getattr(self, key)
             if not chosen or len(set(chosen)) != len(chosen):
                 raise InputError(f"{key}: {chosen} must name at least one entry, each once")
+        if self.gate_fit == "train" and self.expert_loss == "separate" and len(self.experts) > 1:
+            raise InputError(
+                "gate_fit: train learns the gate from the loss of the mixture, but expert_loss: separate has none; set "
+                "expert_loss: joint, or gate_fit: valid"
+            )
         order = [name for name in _WORDS["phases"] if name in self.phases]
         if self.phases != order:
             raise InputError(f"phases: {self.phases} must keep the order {order}")
@@ -189,7 +194,7 @@ _RANGES: dict[str, tuple[float, float]] = {
 # Keys that may differ by phase, written `<phase>.<key>`: the ones a phase reads while it trains.
 PHASE_KEYS = (
     "learner learning_rate weight_decay epochs stopping_step eval_step clip_grad_norm train_batch_size loss "
-    "n_negatives negatives negative_sampling id_dropout align_loss mmd_weight mmd_rows mmd_kernel mmd_bandwidths "
+    "n_negatives negatives negative_sampling align_loss mmd_weight mmd_rows mmd_kernel mmd_bandwidths "
     "infonce_temperature gate_learning_rate enable_amp"
 ).split()
 # Keys that change the dataset or its loaders.
@@ -258,11 +263,18 @@ def add_plugin_settings(config: Any, model: str, model_class: Any, dataset: str)
         pick(dict.fromkeys(property_names("protocol")), protocol, "protocol")
         internal.update(properties("protocol", f"{protocol}.yaml"))
     internal.update(ours)
+    _let_plain_keys_win(internal, external)
     if protocol:
         internal.update(properties("dataset", f"{dataset}.yaml"))
         _load_time_column(internal)
         _no_negatives_for_full_softmax(internal, external)
     _check_keys(config, ours)
+
+
+def _let_plain_keys_win(internal: dict[str, Any], external: Mapping[str, Any]) -> None:
+    """A user who sets `key` means all phases: our own default of `<phase>.key` must not stand in the way."""
+    for name in [name for name in internal if "." in name and name.split(".", 1)[1] in external]:
+        del internal[name]
 
 
 def _ranks_all_items(internal: Mapping[str, Any]) -> bool:

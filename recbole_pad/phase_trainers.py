@@ -109,6 +109,7 @@ class PhaseTrainer(Trainer):
         if self._continue_from is None:
             seed_all(self.settings.seed + list(PHASES).index(self.phase) + 1)
         self._use_batch_size(train_data)
+        self.model.zero_grad(set_to_none=True)  # of earlier phases: RecBole clips over all parameters
         super().fit(train_data, valid_data, verbose, True, show_progress, callback_fn)
         self._load_best()
         self._after_training(valid_data)
@@ -255,6 +256,9 @@ class FinetuneTrainer(PhaseTrainer):
         weights = drift_weights(dataset.train_histories, dataset.item_num)[group]
         weights = weights * np.where(group <= FREQUENCY_GROUPS.index("1-5"), self.settings.gate_cold_weight, 1.0)
         fit_gate(self.model, valid_data, torch.from_numpy(weights).float(), self.settings.seed)
+        if not self.config["single_spec"]:  # each process fits on its share of the rows: the first one's fit counts
+            for parameter in self.model.gate.parameters():
+                torch.distributed.broadcast(parameter.data, 0)
         self.best_valid_score, self.best_valid_result = self._valid_epoch(valid_data)
         self.logger.info(f"gate fitted on validation data (in-sample): {_floats(self.best_valid_result)}")
 

@@ -287,8 +287,8 @@ def _encode_command(
 ) -> str:
     """The command that makes the files again; it names what is not a default of `encode`."""
     words = ["recbole-pad", "encode", f"--dataset={dataset_name}", f"--text_encoder={text_encoder}"]
+    words.append(f"--text_fields={','.join(text_fields)}")  # the default of `encode` is the dataset's own
     optional = {
-        "text_fields": (",".join(text_fields), "title"),
         "data_path": (str(item_file.parent.parent), "dataset"),
         "text_vectors_dir": (str(folder), "text_vectors"),
         "item_field": (item_field, "item_id"),

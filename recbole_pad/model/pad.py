@@ -297,9 +297,12 @@ class PAD(SequentialRecommender):
             )
 
         names = self.learning_experts() if self._separate else self._members(self.phase)
-        experts = [self._expert(name) for name in names]
-        tables = [expert.items(item_ids) for expert in experts]
-        states = [positions.states(expert, table, item_seq) for expert, table in zip(experts, tables, strict=True)]
+        learning = self.learning_experts()
+        tables, states = [], []
+        for name in names:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and name in learning):
+                tables.append(self._expert(name).items(item_ids))
+                states.append(positions.states(self._expert(name), tables[-1], item_seq))
         if self._separate:
             return [step(own, table) for own, table in zip(states, tables, strict=True)]
         return [step(torch.cat(states, dim=1), self._fold(tables, item_ids))]

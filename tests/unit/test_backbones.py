@@ -384,9 +384,14 @@ def test_every_backbone_learns_that_k_is_followed_by_k_plus_1(prepared, name: st
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("gate_fit", ["valid", "train"])
-def test_three_phases_learn_that_k_is_followed_by_k_plus_1(prepared, gate_fit: str):
+@pytest.mark.parametrize(("gate_fit", "expert_loss"), [("valid", "separate"), ("train", "joint")])
+def test_three_phases_learn_that_k_is_followed_by_k_plus_1(prepared, gate_fit: str, expert_loss: str):
     reached = reciprocal_rank_on_the_ring(
-        prepared, backbone="SASRec", phases=["pretrain", "align", "finetune"], epochs=12, gate_fit=gate_fit
+        prepared,
+        backbone="SASRec",
+        phases=["pretrain", "align", "finetune"],
+        epochs=12,
+        gate_fit=gate_fit,
+        expert_loss=expert_loss,
     )
     assert reached > 0.9

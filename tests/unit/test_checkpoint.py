@@ -236,7 +236,7 @@ ALL = ["pretrain", "align", "finetune"]
         ({"gate_start": {"rec": [1, 0], "align": [-4, -5], "llm": [0, 1]}}, ["finetune"]),
         ({"gate_learning_rate": 0.5}, ["finetune"]),
         ({"gate_norm": "sigmoid"}, ["finetune"]),
-        ({"gate_fit": "train"}, ["finetune"]),
+        ({"gate_fit": "train", "expert_loss": "joint"}, ["finetune"]),
         ({"n_bins": 4}, ["finetune"]),
         ({"experts": ["rec", "llm"]}, ["finetune"]),
         ({"finetune.learning_rate": 0.02}, ["finetune"]),
@@ -348,3 +348,11 @@ def test_the_files_of_a_run_lie_in_its_folder(tmp_path: Path):
     files += [folder.last_file, folder.model_file, folder.result_file]
     assert len(set(files)) == 6
     assert {file.parent for file in files} == {tmp_path}
+
+
+def test_initial_weights_of_an_unfinished_phase_count_by_their_bytes(tmp_path: Path, prints: Callable[..., Any]):
+    for name, value, finished in (("half", 1.0, False), ("whole", 2.0, True)):
+        content = {"fingerprint": "same", "finished": finished, "modules": {"gate": {"weight": torch.tensor(value)}}}
+        checkpoint.save(tmp_path / f"{name}.pth", content)
+    half, whole = (prints(init_checkpoint=str(tmp_path / f"{name}.pth")) for name in ("half", "whole"))
+    assert changed(half, whole) == ALL

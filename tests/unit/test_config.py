@@ -360,3 +360,16 @@ def test_keys_named_for_phases_are_settings():
     assert set(PHASE_KEYS) - names == {"eval_step", "clip_grad_norm", "train_batch_size", "enable_amp"}
     for keys in FIRST_READ_IN.values():
         assert set(keys) <= names
+
+
+def test_a_plain_key_of_the_user_beats_our_own_default_for_one_phase(config):
+    assert phase_view(config(), "finetune")["stopping_step"] == 1  # the fixture's
+    bare = config(stopping_step=9)
+    assert [phase_view(bare, phase)["stopping_step"] for phase in PHASES] == [9, 9, 9]
+    both = config(**{"stopping_step": 9, "finetune.stopping_step": 4})
+    assert [phase_view(both, phase)["stopping_step"] for phase in PHASES] == [9, 9, 4]
+
+
+def test_a_gate_learned_in_training_needs_the_joint_loss(config):
+    with pytest.raises(InputError, match="gate_fit: train"):
+        PADConfig.read(config(gate_fit="train", expert_loss="separate"))

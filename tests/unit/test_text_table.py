@@ -228,7 +228,7 @@ def test_the_rebuild_command_is_short_for_default_folders(tmp_path, monkeypatch)
     write_items(folder)
     find(folder, folder=Path("text_vectors"))
     write_items(folder, {**TITLES, "i2": "car engines"})
-    assert message_of(find, folder, folder=Path("text_vectors")).endswith(f": {REBUILD}")
+    assert message_of(find, folder, folder=Path("text_vectors")).endswith(f": {REBUILD} --text_fields=title")
 
 
 def test_an_item_without_a_line_in_the_item_file_is_refused(made):
