@@ -137,24 +137,23 @@ class PhaseTrainer(Trainer):
     def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
         """Called by RecBole's loop when the validation score is the best so far: keep the weights."""
         self.record.best_epoch = epoch
-        states = {name: module.state_dict() for name, module in self.model.phase_modules().items()}
         if self.folder is None:
-            self._best = {
-                name: {key: value.detach().clone() for key, value in state.items()} for name, state in states.items()
-            }
+            self._best = copied_states(self.model)
         elif self._writes:
-            checkpoint.save(self.folder.phase_file(self.phase), {**self._header(finished=False), "modules": states})
+            checkpoint.save(self.folder.phase_file(self.phase), self.content(finished=False))
 
     @property
     def _writes(self) -> bool:
         return bool(self.config["single_spec"]) or int(self.config["local_rank"]) == 0
 
-    def _header(self, finished: bool) -> dict[str, Any]:
+    def content(self, finished: bool) -> dict[str, Any]:
+        """What a phase's file holds: its name, fingerprint and record, and the weights of its modules as they are."""
         return {
             "phase": self.phase,
             "fingerprint": self.fingerprint,
             "finished": finished,
             "record": asdict(self.record),
+            "modules": module_states(self.model),
         }
 
     def _save_last(self, epoch: int) -> None:
@@ -164,12 +163,11 @@ class PhaseTrainer(Trainer):
             return
         self._note_progress()
         state = {
-            **self._header(finished=False),
+            **self.content(finished=False),
             "epoch": epoch,
             "cur_step": self.cur_step,
             "best_valid_score": float(self.best_valid_score),
             "best_valid_result": _floats(self.best_valid_result),
-            "modules": {name: module.state_dict() for name, module in self.model.phase_modules().items()},
             "optimizer": self.optimizer.state_dict(),
             "rng": rng_state(),
         }
@@ -223,8 +221,7 @@ class PhaseTrainer(Trainer):
         """Mark the phase's file as finished; it holds the weights that the model now has."""
         self._note_progress()
         if self.folder is not None and self._writes:
-            states = {name: module.state_dict() for name, module in self.model.phase_modules().items()}
-            checkpoint.save(self.folder.phase_file(self.phase), {**self._header(finished=True), "modules": states})
+            checkpoint.save(self.folder.phase_file(self.phase), self.content(finished=True))
 
 
 class PretrainTrainer(PhaseTrainer):
@@ -279,6 +276,19 @@ class _TaggedWriter:
 
     def add_hparams(self, settings: dict[str, Any], metrics: dict[str, Any]) -> None:
         self._writer.add_hparams(settings, metrics, run_name=self._phase)
+
+
+def module_states(model: Any) -> ModuleStates:
+    """The states of the modules of a PAD model's present phase, not copied."""
+    return {name: module.state_dict() for name, module in model.phase_modules().items()}
+
+
+def copied_states(model: Any) -> ModuleStates:
+    """As `module_states`, in tensors of their own: further training does not change them."""
+    return {
+        name: {key: value.detach().clone() for key, value in state.items()}
+        for name, state in module_states(model).items()
+    }
 
 
 def load_modules(model: nn.Module, states: ModuleStates) -> None:

@@ -13,7 +13,14 @@ from recbole_pad import checkpoint
 from recbole_pad.checkpoint import RunFolder
 from recbole_pad.config import PADConfig
 from recbole_pad.errors import InputError
-from recbole_pad.phase_trainers import PHASE_TRAINERS, ModuleStates, PhaseRecord, PhaseTrainer, load_modules
+from recbole_pad.phase_trainers import (
+    PHASE_TRAINERS,
+    ModuleStates,
+    PhaseRecord,
+    PhaseTrainer,
+    copied_states,
+    load_modules,
+)
 
 
 class PADTrainer(Trainer):
@@ -67,7 +74,7 @@ class PADTrainer(Trainer):
                 self._to_cache(trainer)
             self.records[phase] = trainer.record
             if self.folder is None:
-                self._states[phase] = _copies(self.model)
+                self._states[phase] = copied_states(self.model)
             trained |= {name.removeprefix("experts.") for name in self.model.phase_modules()}
         if self.folder is not None:
             self.saved_model_file = str(self.folder.model_file)
@@ -156,8 +163,7 @@ class PADTrainer(Trainer):
     def _to_cache(self, trainer: PhaseTrainer) -> None:
         if not self.config["phase_cache"] or not trainer._writes:
             return
-        states = {name: module.state_dict() for name, module in self.model.phase_modules().items()}
-        checkpoint.save(self._places(trainer)[-1], {**trainer._header(finished=True), "modules": states})
+        checkpoint.save(self._places(trainer)[-1], trainer.content(finished=True))
 
     def _save_recbole_checkpoint(self, path: Path) -> None:
         super()._save_checkpoint(-1, verbose=False, saved_model_file=str(path))
@@ -173,13 +179,6 @@ def _require_fingerprint(path: Path, content: dict[str, Any], trainer: PhaseTrai
 
 def _fits(model: nn.Module, name: str) -> bool:
     return name in dict(model.named_modules())
-
-
-def _copies(model: Any) -> ModuleStates:
-    return {
-        name: {key: value.detach().clone() for key, value in module.state_dict().items()}
-        for name, module in model.phase_modules().items()
-    }
 
 
 def _without_format(content: dict[str, Any]) -> dict[str, Any]:
