@@ -14,11 +14,9 @@ from recbole.data.interaction import Interaction
 from recbole_pad.backbones import train_rows_of
 from recbole_pad.config import PADConfig
 from recbole_pad.data.frequency import equal_mass_bins
-from recbole_pad.data.histories import Histories, train_counts, train_histories
+from recbole_pad.data.histories import LEFT_OUT, Histories, train_counts, train_histories
 from recbole_pad.data.text_table import TextTable, find_text_table
 from recbole_pad.errors import InputError
-
-_N_LEFT_OUT = {"valid_and_test": 2, "valid_only": 1, "test_only": 1}
 
 
 class PADDataset(SequentialDataset):
@@ -63,10 +61,10 @@ class PADDataset(SequentialDataset):
         """Which interactions are targets of a row; `position` counts a user's interactions from 0."""
         is_row = position >= 1
         mode = self.config["eval_args"]["split"].get("LS")
-        if self.train_rows != "sequences" or mode not in _N_LEFT_OUT:
+        if self.train_rows != "sequences" or mode not in LEFT_OUT:
             return is_row
         last = self.histories.lengths[users] - 1
-        last_train = last - np.clip(last - 1, 0, _N_LEFT_OUT[mode])
+        last_train = last - np.clip(last - 1, 0, max(LEFT_OUT[mode].values()))
         return is_row & (self._ends_window(last_train - position) | (position > last_train))
 
     def _ends_window(self, distance: np.ndarray) -> np.ndarray:

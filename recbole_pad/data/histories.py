@@ -13,7 +13,7 @@ from torch import Tensor
 
 from recbole_pad.errors import InputError
 
-_LEFT_OUT = {  # held-out interactions of a user from the target on, by RecBole's LS mode and phase
+LEFT_OUT = {  # held-out interactions of a user from the target on, by RecBole's LS mode and phase
     "valid_and_test": {"valid": 2, "test": 1},
     "valid_only": {"valid": 1, "test": 1},
     "test_only": {"valid": 1, "test": 1},
@@ -31,12 +31,12 @@ def n_left_out(split: Mapping[str, Any], phase: str) -> int:
         InputError: if the split is not a leave-one-out split.
     """
     mode = split.get("LS")
-    if mode not in _LEFT_OUT:
+    if mode not in LEFT_OUT:
         raise InputError(
             f"mask_history: True is defined for leave-one-out splits only, but eval_args.split is {dict(split)}; "
             "set mask_history: False, or split: {'LS': 'valid_and_test'}"
         )
-    return _LEFT_OUT[mode][phase]
+    return LEFT_OUT[mode][phase]
 
 
 @dataclass(frozen=True)
