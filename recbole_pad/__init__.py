@@ -1,15 +1,12 @@
 """PAD (Pre-train, Align, Disentangle) as a plugin of RecBole: LLM-enhanced sequential recommendation.
 
-Importing the package registers the model `PAD` with RecBole (see `recbole_pad.registration`), so that RecBole's own
-`quick_start.run_recbole(model="PAD", ...)`, `load_data_and_model`, `objective_function` and `HyperTuning` know it.
+After `import recbole_pad` RecBole knows the model `PAD` (see `recbole_pad.activation`), so that its own
+`quick_start.run_recbole(model="PAD", ...)`, `load_data_and_model`, `objective_function` and `HyperTuning` do. The
+import itself is quick: torch and RecBole are not loaded before they are needed.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
-from recbole_pad import compat as _compat
+from recbole_pad import activation as _activation
 
-_compat.apply()
-
-from recbole_pad import registration as _registration  # noqa: E402 - RecBole must be importable first
-
-_registration.register()
+_activation.activate_with_recbole()

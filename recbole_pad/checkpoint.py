@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 import torch
 
 import recbole_pad
-from recbole_pad.config import FIRST_READ_IN, PADConfig, phase_view
+from recbole_pad.config import PADConfig, phase_view
 from recbole_pad.errors import InputError
+from recbole_pad.keys import FIRST_READ_IN
 from recbole_pad.phases import PHASES
 
 FORMAT = "recbole_pad checkpoint 1"
@@ -28,7 +29,7 @@ _NOT_FINGERPRINTED = set(
         "save_dataloaders dataloaders_save_path log_wandb wandb_project config_files config_file resume "
         "init_checkpoint phase_cache phases text_vectors_dir local_rank nproc ip port offset single_spec "
         "device url loss_decimal_place eval_batch_size metrics topk text_encoder "
-        "text_fields experts"
+        "text_fields experts score_memory_mb text_memory_mb fast_data fast_evaluation"
     ).split()
 )
 

@@ -1,6 +1,6 @@
 """What RecBole 1.2.1 needs to run on today's numpy, torch and setuptools; nothing else is changed.
 
-`apply()` runs once, at `import recbole_pad`. Each repair is guarded, so a second call changes nothing.
+`apply()` runs when RecBole is imported (see `activation`). Each repair is guarded, so a second call changes nothing.
 The reasons, with the place in RecBole that breaks, are in docs/decisions.md.
 """
 
@@ -14,6 +14,8 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+
+from recbole_pad.patching import replace
 
 _NUMPY_ALIASES = {
     "float_": "float64",
@@ -139,19 +141,18 @@ def _trusted_checkpoint_loading() -> None:
     import recbole.quick_start.quick_start as quick_start_module
     from recbole.trainer import Trainer
 
-    def trusting(function: Callable[..., Any]) -> Callable[..., Any]:
-        if getattr(function, "_recbole_pad", False):
-            return function
-
-        @functools.wraps(function)
-        def wrapper(*args: Any, **kwargs: Any) -> Any:
-            with trusting_torch_load():
-                return function(*args, **kwargs)
-
-        wrapper._recbole_pad = True  # type: ignore[attr-defined]
-        return wrapper
-
-    Trainer.evaluate = trusting(Trainer.evaluate)
-    Trainer.resume_checkpoint = trusting(Trainer.resume_checkpoint)
-    quick_start_module.load_data_and_model = trusting(quick_start_module.load_data_and_model)
+    for owner, name in (
+        (Trainer, "evaluate"),
+        (Trainer, "resume_checkpoint"),
+        (quick_start_module, "load_data_and_model"),
+    ):
+        replace(owner, name, _trusting)
     recbole.quick_start.load_data_and_model = quick_start_module.load_data_and_model
+
+
+def _trusting(function: Callable[..., Any]) -> Callable[..., Any]:
+    def trusting(*args: Any, **kwargs: Any) -> Any:
+        with trusting_torch_load():
+            return function(*args, **kwargs)
+
+    return trusting

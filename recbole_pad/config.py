@@ -17,6 +17,7 @@ from recbole.utils import ModelType
 
 from recbole_pad.backbones import backbone_spec
 from recbole_pad.errors import InputError
+from recbole_pad.keys import PHASE_KEYS
 from recbole_pad.nn.adapter import ACTIVATIONS, FUSIONS
 from recbole_pad.nn.gate import EQUAL, GATE_NORMS, GATES
 from recbole_pad.nn.kernels import KERNELS
@@ -85,6 +86,12 @@ class PADConfig:
     epochs: int
     stopping_step: int
     seed: int
+    score_memory_mb: int
+    text_memory_mb: int
+    sparse_updates: str
+    precision: str
+    compile: bool
+    fused_optimizer: bool
 
     @classmethod
     def read(cls, config: Mapping[str, Any]) -> PADConfig:
@@ -173,6 +180,8 @@ _WORDS: dict[str, tuple[str, ...]] = {
     "gate_fit": ("train", "valid"),
     "expert_loss": ("joint", "separate"),
     "learner": _LEARNERS,
+    "sparse_updates": ("auto", "always", "never"),
+    "precision": ("float32", "bfloat16"),
 }
 _RANGES: dict[str, tuple[float, float]] = {
     "adapter_layers": (0, 64),
@@ -190,29 +199,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "weight_decay": (0, 10),
     "epochs": (0, 1_000_000),
     "stopping_step": (0, 1_000_000),
-}
-# Keys that may differ by phase, written `<phase>.<key>`: the ones a phase reads while it trains.
-PHASE_KEYS = (
-    "learner learning_rate weight_decay epochs stopping_step eval_step clip_grad_norm train_batch_size loss "
-    "n_negatives negatives negative_sampling align_loss mmd_weight mmd_rows mmd_kernel mmd_bandwidths "
-    "infonce_temperature gate_learning_rate enable_amp"
-).split()
-# Keys that change the dataset or its loaders.
-DATA_KEYS = (
-    "eval_args mask_history backbone train_rows train_windows n_bins bucket_by_length text_encoder text_fields "
-    "text_vectors_dir"
-).split()
-# Keys that no earlier phase reads, so that changing them leaves earlier phases as they are (see `checkpoint`).
-FIRST_READ_IN = {
-    "align": (
-        "text_encoder text_fields text_transform adapter_layers adapter_activation adapter_dropout adapter_init fusion "
-        "fusion_activation fusion_dropout fusion_init id_dropout align_loss mmd_weight mmd_rows mmd_kernel "
-        "mmd_bandwidths infonce_temperature"
-    ).split(),
-    "finetune": (
-        "experts n_bins gate_form gate_norm gate_start gate_learning_rate gate_fit gate_cold_weight match_decay "
-        "expert_loss retrain_experts"
-    ).split(),
+    "score_memory_mb": (1, 10_000_000),
+    "text_memory_mb": (0, 10_000_000),
 }
 
 
