@@ -21,8 +21,8 @@ from recbole_pad import config as config_module
 from recbole_pad.backbones import BACKBONES
 from recbole_pad.compat import _NUMPY_ALIASES
 from recbole_pad.config import PADConfig, phase_view
-from recbole_pad.keys import FIRST_READ_IN, PHASE_KEYS
 from recbole_pad.errors import InputError
+from recbole_pad.keys import FIRST_READ_IN, PHASE_KEYS
 from recbole_pad.phases import PHASES
 
 ROOT = Path(recbole_pad.__file__).parent
