@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 
@@ -43,8 +44,8 @@ def alternating(works: dict[str, Callable[[], object]], repeats: int, warm_up: i
 
 
 def memory_mb() -> dict[str, float]:
-    """Resident memory of this process in MB: ``anonymous`` (its own), ``file`` (memory maps, the system may drop it)."""
-    with open("/proc/self/status", encoding="ascii") as status:
+    """Resident memory of this process in MB: ``anonymous`` (its own), ``file`` (memory maps, may be dropped)."""
+    with Path("/proc/self/status").open(encoding="ascii") as status:
         fields = dict(line.split(":", 1) for line in status)
     kib = {name: float(fields[name].split()[0]) for name in ("RssAnon", "RssFile")}
     return {"anonymous": kib["RssAnon"] * 1024 / 1e6, "file": kib["RssFile"] * 1024 / 1e6}

@@ -1,4 +1,4 @@
-"""When the plugin comes alive: with RecBole, so that `import recbole_pad` and `recbole-pad --help` load nothing heavy."""
+"""The plugin comes alive with RecBole: `import recbole_pad` and `recbole-pad --help` load nothing heavy."""
 
 from __future__ import annotations
 
