@@ -109,16 +109,165 @@ def test_gradient_of_mk_mmd_is_right_when_the_bandwidth_is_held(kernel: str):
     assert torch.autograd.gradcheck(lambda t, e: mk_mmd(t, e, kernel, ALPHAS, mean), (text, ids))
 
 
-def test_closed_form_gradient_equals_autograd_on_the_whole_matrix(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(mmd, "ROWS_PER_BLOCK", 3)  # 7 rows: blocks of 3, 3 and 1 in each sample
+BLOCKS = [1, 3, 4, 100]  # rows; of 7 they make 7, 3, 2 and 1 blocks in each sample
+BANDWIDTHS = [ALPHAS, (1.0,), (0.5, 0.3, 1.0, 0.5), (0.1, 0.4)]
+
+
+@pytest.mark.parametrize("alphas", BANDWIDTHS, ids=str)
+@pytest.mark.parametrize("largest", BLOCKS)
+def test_value_and_gradient_equal_the_loops_in_blocks_of_any_size(
+    monkeypatch: pytest.MonkeyPatch, largest: int, alphas: tuple[float, ...]
+):
+    monkeypatch.setattr(mmd, "ROWS_PER_BLOCK_CPU", largest)
     text, ids = rows(7, seed=1).requires_grad_(), rows(7, seed=2, shift=0.5).requires_grad_()
-    fused = mk_mmd(text, ids)
-    plain = matrix_mmd(torch.cat([text, ids]), KERNELS["gaussian"], ALPHAS)
+    value = mk_mmd(text, ids, alphas=alphas)
+    expected = mmd_loops.mk_mmd("gaussian", text.tolist(), ids.tolist(), alphas)
+    assert value.item() == pytest.approx(expected, rel=1e-12)
+    got = torch.cat(torch.autograd.grad(2 * value, (text, ids)))
+    grad = mmd_loops.gaussian_mk_mmd_grad(text.tolist(), ids.tolist(), alphas)
+    assert torch.allclose(got, 2 * torch.tensor(grad, dtype=torch.float64), rtol=1e-10, atol=1e-13)
+
+
+def test_value_and_gradient_in_float32_far_from_zero_are_near_the_loops(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(mmd, "ROWS_PER_BLOCK_CPU", 4)
+    text, ids = (rows(11, s, width=16, shift=20.0, dtype=torch.float32).requires_grad_() for s in (1, 2))
+    value = mk_mmd(text, ids)
+    assert value.item() == pytest.approx(mmd_loops.mk_mmd("gaussian", text.tolist(), ids.tolist(), ALPHAS), abs=FLOAT32)
+    got = torch.cat(torch.autograd.grad(value, (text, ids)))
+    expected = torch.tensor(mmd_loops.gaussian_mk_mmd_grad(text.tolist(), ids.tolist(), ALPHAS))
+    assert (got - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("largest", [32, 64, 320])
+@pytest.mark.parametrize("width", [32, 5])
+def test_float32_in_blocks_of_padded_rows_is_near_the_whole_matrix_in_float64(
+    monkeypatch: pytest.MonkeyPatch, width: int, largest: int
+):
+    """70 rows: on some CPUs they are padded to 96 and go through another library."""
+    monkeypatch.setattr(mmd, "ROWS_PER_BLOCK_CPU", largest)
+    text, ids = (rows(70, s, width=width, shift=s / 4).requires_grad_() for s in (1, 2))
+    counts = torch.arange(70) % 4
+    plain = matrix_mmd(torch.cat([text, ids]), KERNELS["gaussian"], ALPHAS, counts=counts)
+    value = mk_mmd(text.float(), ids.float(), counts=counts)
+    assert value.item() == pytest.approx(plain.item(), abs=FLOAT32)
+    mean = torch.cdist(*[torch.cat([text, ids]).repeat_interleave(counts.repeat(2), dim=0)] * 2).square().mean()
+    held = matrix_mmd(torch.cat([text, ids]), KERNELS["gaussian"], ALPHAS, mean, counts)
+    assert held.item() == pytest.approx(plain.item(), rel=1e-9)
+    exact = torch.autograd.grad(held, (text, ids))
+    for got, expected in zip(torch.autograd.grad(value, (text, ids)), exact, strict=True):
+        assert (got - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+def test_closed_form_gradient_equals_autograd_on_the_whole_matrix_at_a_given_distance(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(mmd, "ROWS_PER_BLOCK_CPU", 3)
+    text, ids = rows(7, seed=1).requires_grad_(), rows(7, seed=2, shift=0.5).requires_grad_()
+    mean = torch.tensor(3.0)
+    fused = mk_mmd(text, ids, mean_dist=mean)
+    plain = matrix_mmd(torch.cat([text, ids]), KERNELS["gaussian"], ALPHAS, mean)
     assert fused.item() == pytest.approx(plain.item(), rel=1e-12)
-    for a, b in zip(
-        torch.autograd.grad(2 * fused, (text, ids)), torch.autograd.grad(2 * plain, (text, ids)), strict=True
-    ):
+    for a, b in zip(torch.autograd.grad(fused, (text, ids)), torch.autograd.grad(plain, (text, ids)), strict=True):
         assert torch.allclose(a, b, rtol=1e-10, atol=1e-13)
+
+
+def test_rows_that_occur_in_both_samples_are_at_distance_zero(monkeypatch: pytest.MonkeyPatch):
+    """The pair (t_i, e_i) counts, unlike a row with itself."""
+    monkeypatch.setattr(mmd, "ROWS_PER_BLOCK_CPU", 2)
+    same = rows(5, seed=1, shift=3.0).requires_grad_()
+    value = mk_mmd(same, same.detach().clone())
+    assert value.item() == pytest.approx(mmd_loops.mk_mmd("gaussian", same.tolist(), same.tolist(), ALPHAS), rel=1e-10)
+    (grad,) = torch.autograd.grad(value, same)
+    expected = mmd_loops.gaussian_mk_mmd_grad(same.tolist(), same.tolist(), ALPHAS)[:5]
+    assert torch.allclose(grad, torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=1e-13)
+
+
+@pytest.mark.parametrize("n", [3, 7, 11, 100])
+def test_equal_rows_whose_sum_is_rounded_are_equal_all_the_same(n: int):
+    """The rounding error of their mean must not become a distance of its own."""
+    text, ids = (torch.full((n, 3), 0.1).requires_grad_() for _ in range(2))
+    value = mk_mmd(text, ids, counts=torch.arange(1, n + 1))
+    value.backward()
+    assert value.item() == pytest.approx(0.0, abs=2e-6)
+    assert text.grad is not None
+    assert (text.grad == 0).all()
+
+
+def test_no_kernel_value_is_above_one_where_rounding_makes_a_distance_negative():
+    """At a tiny bandwidth only the n pairs (t_i, e_i), at distance 0, count: at most one each and kernel."""
+    same = rows(20, seed=1, width=64, dtype=torch.float32)
+    value = mk_mmd(same, same.clone(), mean_dist=torch.tensor(1e-7))
+    assert -2 * len(ALPHAS) / 20 - 1e-6 <= value.item() < 0
+
+
+# --- repeated rows -----------------------------------------------------------------------------------------
+
+COUNTS = torch.tensor([3, 1, 0, 5, 2])
+
+
+@pytest.mark.parametrize("largest", [2, 100])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_counts_equal_the_loops_over_repeated_rows(monkeypatch: pytest.MonkeyPatch, kernel: str, largest: int):
+    monkeypatch.setattr(mmd, "ROWS_PER_BLOCK_CPU", largest)
+    text, ids = rows(5, seed=1), rows(5, seed=2, shift=0.5)
+    repeated = (each.repeat_interleave(COUNTS, dim=0).tolist() for each in (text, ids))
+    expected = mmd_loops.mk_mmd(kernel, *repeated, ALPHAS)
+    assert mk_mmd(text, ids, kernel, counts=COUNTS).item() == pytest.approx(expected, rel=FLOAT64, abs=FLOAT64)
+
+
+@pytest.mark.parametrize("largest", [2, 100])
+def test_the_gradient_with_counts_is_the_sum_over_the_repeats(monkeypatch: pytest.MonkeyPatch, largest: int):
+    monkeypatch.setattr(mmd, "ROWS_PER_BLOCK_CPU", largest)
+    text, ids = rows(5, seed=1).requires_grad_(), rows(5, seed=2, shift=0.5).requires_grad_()
+    repeated = [each.repeat_interleave(COUNTS, dim=0).tolist() for each in (text, ids)]
+    slots = mmd_loops.gaussian_mk_mmd_grad(*repeated, ALPHAS)
+    place = torch.arange(5).repeat_interleave(COUNTS)
+    expected = torch.zeros(10, 4, dtype=torch.float64)
+    expected.index_add_(0, torch.cat([place, place + 5]), torch.tensor(slots, dtype=torch.float64))
+    got = torch.cat(torch.autograd.grad(mk_mmd(text, ids, counts=COUNTS), (text, ids)))
+    assert torch.allclose(got, expected, rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_the_gradient_with_counts_is_right_when_the_bandwidth_is_held(kernel: str):
+    text, ids = rows(5, seed=1).requires_grad_(), rows(5, seed=2, shift=0.5).requires_grad_()
+    mean = torch.tensor(3.0, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda t, e: mk_mmd(t, e, kernel, ALPHAS, mean, COUNTS), (text, ids))
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    seed=st.integers(0, 10_000),
+    kernel=st.sampled_from(sorted(KERNELS)),
+    counts=st.lists(st.integers(0, 4), min_size=1, max_size=6).filter(lambda counts: sum(counts) > 1),
+)
+def test_counts_and_repeated_rows_are_the_same_sample(seed: int, kernel: str, counts: list[int]):
+    text, ids, times = rows(len(counts), seed), rows(len(counts), seed + 1, shift=0.3), torch.tensor(counts)
+    repeated = mk_mmd(*(each.repeat_interleave(times, dim=0) for each in (text, ids)), kernel)
+    assert mk_mmd(text, ids, kernel, counts=times).item() == pytest.approx(repeated.item(), rel=1e-8, abs=1e-10)
+
+
+def test_a_sample_of_one_row_many_times_by_hand():
+    """Within each sample K = 1; d = 4 across and 2 on average over the pairs of the joint sample."""
+    text, ids = torch.tensor([[0.0]]).requires_grad_(), torch.tensor([[2.0]])
+    value = mk_mmd(text, ids, alphas=(1.0,), counts=torch.tensor([7000]))
+    assert value.item() == pytest.approx(2 - 2 * math.exp(-1), rel=1e-6)
+    (grad,) = torch.autograd.grad(value, text)
+    assert grad.item() == pytest.approx(-2 * math.exp(-1) * 2 / 2, rel=1e-6)
+
+
+def test_mostly_padding_in_float32_is_near_float64():
+    text, ids = rows(40, seed=1, width=16), rows(40, seed=2, width=16, shift=0.5)
+    counts = torch.tensor([7000, *range(1, 40)])
+    exact = mk_mmd(text, ids, counts=counts).item()
+    assert mk_mmd(text.float(), ids.float(), counts=counts).item() == pytest.approx(exact, abs=FLOAT32)
+
+
+@pytest.mark.parametrize("loss", [mk_mmd, lambda t, e, counts: info_nce(t, e, 0.1, counts)])
+def test_bad_counts_are_refused(loss):
+    x = rows(3, seed=1)
+    with pytest.raises(ValueError, match=r"counts must have shape \(3,\), got \(2,\)"):
+        loss(x, x, counts=torch.tensor([1, 2]))
+    with pytest.raises(ValueError, match="at least 2 rows, got 1"):
+        loss(x, x, counts=torch.tensor([0, 1, 0]))
 
 
 def test_both_samples_get_gradient_and_only_those_that_ask():
@@ -205,6 +354,16 @@ def test_info_nce_has_the_right_gradient():
     assert torch.autograd.gradcheck(lambda t, e: info_nce(t, e, 0.5), (text, ids))
 
 
+def test_info_nce_with_counts_equals_the_loops_over_repeated_rows():
+    text, ids = rows(5, seed=1).requires_grad_(), rows(5, seed=2).requires_grad_()
+    repeated = [each.repeat_interleave(COUNTS, dim=0) for each in (text, ids)]
+    value = info_nce(text, ids, 0.3, COUNTS)
+    assert value.item() == pytest.approx(mmd_loops.info_nce(*(each.tolist() for each in repeated), 0.3), rel=FLOAT64)
+    plain = torch.autograd.grad(info_nce(*repeated, 0.3), (text, ids))
+    for got, expected in zip(torch.autograd.grad(value, (text, ids)), plain, strict=True):
+        assert torch.allclose(got, expected, rtol=1e-10, atol=1e-13)
+
+
 def test_info_nce_depends_on_the_pairing_and_not_on_lengths():
     text = rows(5, seed=1)
     paired, turned = info_nce(text, 3 * text, 0.1).item(), info_nce(text, text.roll(1, 0), 0.1).item()
@@ -226,3 +385,11 @@ def test_align_losses_share_one_signature():
     assert value["infonce"].item() == pytest.approx(info_nce(text, ids, 0.3).item())
     assert value["none"].item() == 0
     assert not value["none"].requires_grad
+    counts = torch.tensor([2, 0, 1, 1])
+    counted = {
+        name: loss(text, ids, kernel="laplacian", alphas=(0.5,), temperature=0.3, counts=counts)
+        for name, loss in ALIGN_LOSSES.items()
+    }
+    assert counted["mmd"].item() == pytest.approx(mk_mmd(text, ids, "laplacian", (0.5,), counts=counts).item())
+    assert counted["infonce"].item() == pytest.approx(info_nce(text, ids, 0.3, counts).item())
+    assert counted["none"].item() == 0
