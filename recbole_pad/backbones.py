@@ -56,6 +56,8 @@ class BackboneSpec:
         fixed_length: the model needs item_seq of the full MAX_ITEM_LIST_LENGTH columns.
         spare_tables: further item tables of the model that PAD's vectors replace.
         has_mask_token: the item table has one more row, for a mask token.
+        causal_encoder: attribute path of RecBole's `TransformerEncoder`, in a model whose other layers work on each
+            position by itself: it then runs on the tokens of all rows, without padding.
     """
 
     rows: str
@@ -64,10 +66,11 @@ class BackboneSpec:
     fixed_length: bool = False
     spare_tables: tuple[str, ...] = ()
     has_mask_token: bool = False
+    causal_encoder: str | None = None
 
 
 BACKBONES: dict[str, BackboneSpec] = {
-    "SASRec": BackboneSpec("sequences", position_table="position_embedding"),
+    "SASRec": BackboneSpec("sequences", position_table="position_embedding", causal_encoder="trm_encoder"),
     "GRU4Rec": BackboneSpec("sequences"),
     "BERT4Rec": BackboneSpec("prefixes", _masked_last, position_table="position_embedding", has_mask_token=True),
     "NARM": BackboneSpec("prefixes"),

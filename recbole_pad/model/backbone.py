@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +15,11 @@ from torch import Tensor, nn
 
 from recbole_pad.backbones import BackboneSpec, backbone_spec
 from recbole_pad.errors import InputError
+from recbole_pad.model.packed_encoder import PackedEncoder, use_fused_gelu
+from recbole_pad.nn.fast_layers import use_fast_layers
+from recbole_pad.nn.packing import Packing
+
+T = TypeVar("T", bound=nn.Module)
 
 
 class ItemLookup(nn.Module):
@@ -40,23 +48,55 @@ class RecencyPositions(nn.Module):
 
     RecBole pads on the right and counts from the oldest item; PAD pads on the left and counts from the newest, which
     gives the same states as this table on right-padded sequences. Source: docs/method.md section 2.
+
+    Attributes:
+        origin: column of the newest item, (B, 1), or (1, T) for packed rows; there only while the backbone runs.
     """
 
     def __init__(self, table: nn.Embedding) -> None:
         super().__init__()
         self.table = table
-        self.lengths: Tensor | None = None
+        self.origin: Tensor | None = None
+
+    def count_in(self, packing: Packing) -> None:
+        """Count in each row of packed rows."""
+        self.origin = (packing.end - 1)[packing.row][None]
 
     def forward(self, position_ids: Tensor) -> Tensor:
-        """Position ids 0..N-1, shape (B, N) -> vectors (B, N, d)."""
-        assert self.lengths is not None, "the backbone ran outside Backbone.forward"
-        vectors: Tensor = self.table((self.lengths[:, None] - 1 - position_ids).clamp(min=0))
+        """Columns 0, 1, ..., shape (B, N) or (1, T) -> vectors (B, N, d) or (1, T, d)."""
+        assert self.origin is not None, "the backbone ran outside Backbone.forward"
+        vectors: Tensor = self.table((self.origin - position_ids).clamp(min=0))
         return vectors
+
+
+class PackedPositions(nn.Embedding):
+    """Position vectors counted from the oldest item of each of several rows that are packed into one.
+
+    Attributes:
+        origin: column of the oldest item of each token's row, shape (1, T); there only while the backbone runs.
+    """
+
+    def __init__(self, table: nn.Embedding) -> None:
+        super().__init__(table.num_embeddings, table.embedding_dim, _weight=table.weight.detach())
+        self.origin: Tensor | None = None
+
+    def count_in(self, packing: Packing) -> None:
+        """Count in each row of packed rows."""
+        self.origin = packing.start[packing.row][None]
+
+    def forward(self, position_ids: Tensor) -> Tensor:
+        """Columns 0, 1, ..., shape (1, T) -> vectors (1, T, d)."""
+        assert self.origin is not None, "the backbone ran outside Backbone.forward"
+        return super().forward(position_ids - self.origin)
 
 
 def _all_positions(states: Tensor, _: Tensor) -> Tensor:
     """In place of RecBole's `gather_indexes`: keep the state of every position."""
     return states
+
+
+def _no_mask(item_seq: Tensor, bidirectional: bool = False) -> None:
+    """In place of RecBole's `get_attention_mask`: the packed encoder needs none."""
 
 
 class Backbone(nn.Module):
@@ -88,7 +128,7 @@ class Backbone(nn.Module):
         self.core = get_model(name)(core_config, dataset)
         table = self.core.item_embedding.weight.detach()
         self.width = table.size(1)
-        self.initial_items = table[: dataset.item_num].clone()
+        self.initial_items = table if len(table) == dataset.item_num else table[: dataset.item_num].clone()
         self.initial_items[0] = 0.0
         self.mask_vector = nn.Parameter(table[-1].clone()) if self.spec.has_mask_token else None
         self.lookup = ItemLookup(self.width)
@@ -96,19 +136,34 @@ class Backbone(nn.Module):
             setattr(self.core, attribute, self.lookup)
         if self.spec.rows == "sequences":
             self.core.gather_indexes = _all_positions
-        self._recency = self._use_recency(name) if self._wants_recency(name, positions) else None
+        use_fast_layers(self.core)
+        use_fused_gelu(self.core)
+        recency = self._wants_recency(name, positions)
+        self._recency = self._replace(self.spec.position_table, RecencyPositions) if recency else None
+        self._packer = self._pack() if self.spec.causal_encoder else None
 
     def _wants_recency(self, name: str, positions: str) -> bool:
         if positions == "recency" and self.spec.position_table is None:
             raise InputError(f"positions: recency needs a position table, which {name} has not; use positions: auto")
         return positions != "absolute" and self.spec.position_table is not None
 
-    def _use_recency(self, name: str) -> RecencyPositions:
-        path, _, attribute = str(self.spec.position_table).rpartition(".")
-        owner = self.core.get_submodule(path) if path else self.core
-        recency = RecencyPositions(getattr(owner, attribute))
-        setattr(owner, attribute, recency)
-        return recency
+    def _pack(self) -> _Packer:
+        """Let the core's encoder and positions work on packed rows."""
+        encoder = self._replace(self.spec.causal_encoder, PackedEncoder)
+        positions: RecencyPositions | PackedPositions | None = self._recency
+        if positions is None:
+            positions = self._replace(self.spec.position_table, PackedPositions)
+        self.core.get_attention_mask = _no_mask
+        return _Packer(encoder, positions)
+
+    def _replace(self, path: str | None, make: Callable[[Any], T]) -> T:
+        """Put what `make` makes of a part of the core in its place; `path` is its dotted path."""
+        assert path is not None
+        module, _, attribute = path.rpartition(".")
+        owner = self.core.get_submodule(module) if module else self.core
+        replacement = make(getattr(owner, attribute))
+        setattr(owner, attribute, replacement)
+        return replacement
 
     def forward(self, table: Tensor, item_seq: Tensor, item_seq_len: Tensor, user: Tensor) -> Tensor:
         """User states.
@@ -120,25 +175,71 @@ class Backbone(nn.Module):
             user: user ids, shape (B,).
 
         Returns:
-            (B, N, d) where the backbone gives a state at each position (``rows == "sequences"``), else (B, d).
+            (B, N, d) where the backbone gives a state at each position (``rows == "sequences"``), else (B, d). States
+            of padding mean nothing.
         """
-        if self.mask_vector is not None:
-            self.core.mask_token = len(table)
-            table = torch.cat([table, self.mask_vector[None]])
-        self.lookup.weight = table
-        if self._recency is not None:
-            self._recency.lengths = item_seq_len
-        try:
-            states: Tensor = self.spec.call(self.core, item_seq, item_seq_len, user)
-        finally:
-            self.lookup.weight = None
-            if self._recency is not None:
-                self._recency.lengths = None
-        return states
+        if self._packer is None:
+            return self._padded(table, item_seq, item_seq_len, user)
+        packing = Packing.of(item_seq_len)
+        return packing.unpack(self._packed(table, item_seq, packing, user), item_seq.size(1))
+
+    def position_states(self, table: Tensor, item_seq: Tensor, item_seq_len: Tensor, user: Tensor) -> Tensor:
+        """The state after every item, row by row, shape (T, d); of a backbone with ``rows == "sequences"``."""
+        if self._packer is not None:
+            return self._packed(table, item_seq, Packing.of(item_seq_len), user)
+        return self._padded(table, item_seq, item_seq_len, user)[is_item(item_seq, item_seq_len)]
 
     def last_state(self, table: Tensor, item_seq: Tensor, item_seq_len: Tensor, user: Tensor) -> Tensor:
         """The state after the newest item, shape (B, d); arguments as for `forward`."""
-        states = self(table, item_seq, item_seq_len, user)
+        if self._packer is not None:
+            return self._packed(table, item_seq, Packing.of(item_seq_len), user, last_only=True)
+        states = self._padded(table, item_seq, item_seq_len, user)
         if states.dim() == 2:
             return states
         return states[torch.arange(len(states), device=states.device), item_seq_len - 1]
+
+    def _padded(self, table: Tensor, item_seq: Tensor, item_seq_len: Tensor, user: Tensor) -> Tensor:
+        if self.mask_vector is not None:
+            self.core.mask_token = len(table)
+            table = torch.cat([table, self.mask_vector[None]])
+        with self._borrowed(table):
+            if self._recency is not None:
+                self._recency.origin = item_seq_len[:, None] - 1
+            return self.spec.call(self.core, item_seq, item_seq_len, user)
+
+    def _packed(
+        self, table: Tensor, item_seq: Tensor, packing: Packing, user: Tensor, last_only: bool = False
+    ) -> Tensor:
+        """States of all tokens, (T, d), or of the newest ones, (B, d): RecBole's model sees one row that holds all."""
+        assert self._packer is not None
+        with self._borrowed(table):
+            self._packer.encoder.prepare(packing, last_only)
+            self._packer.positions.count_in(packing)
+            return self.spec.call(self.core, packing.pack(item_seq)[None], packing.lengths, user)[0]
+
+    @contextmanager
+    def _borrowed(self, table: Tensor) -> Iterator[None]:
+        """The table is in its place inside the block; afterwards nothing of the call is left, also after an error."""
+        self.lookup.weight = table
+        try:
+            yield
+        finally:
+            self.lookup.weight = None
+            if self._recency is not None:
+                self._recency.origin = None
+            if self._packer is not None:
+                self._packer.encoder.forget()
+                self._packer.positions.origin = None
+
+
+@dataclass(frozen=True)
+class _Packer:
+    """The parts of a core that work on packed rows; here they are not submodules a second time."""
+
+    encoder: PackedEncoder
+    positions: RecencyPositions | PackedPositions
+
+
+def is_item(item_seq: Tensor, item_seq_len: Tensor) -> Tensor:
+    """True for the slots of right-padded rows that hold an item, shape (B, N)."""
+    return torch.arange(item_seq.size(1), device=item_seq.device) < item_seq_len[:, None]

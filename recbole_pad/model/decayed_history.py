@@ -27,6 +27,11 @@ class DecayedHistory(nn.Module):
         weights = torch.where(distance >= 0, torch.pow(self.decay, distance.clamp(min=0).to(table.dtype)), 0.0)
         return torch.einsum("tj,bjd->btd", weights, table[item_seq])
 
+    def position_states(self, table: Tensor, item_seq: Tensor, item_seq_len: Tensor, user: Tensor) -> Tensor:
+        """The state after every item, row by row, shape (T, D)."""
+        is_item = torch.arange(item_seq.size(1), device=item_seq.device) < item_seq_len[:, None]
+        return self(table, item_seq, item_seq_len, user)[is_item]
+
     def last_state(self, table: Tensor, item_seq: Tensor, item_seq_len: Tensor, user: Tensor) -> Tensor:
         """The state after the newest item, shape (B, D)."""
         distance = item_seq_len[:, None] - 1 - torch.arange(item_seq.size(1), device=table.device)

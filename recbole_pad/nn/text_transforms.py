@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import cached_property
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,10 +17,25 @@ from torch import Tensor
 
 from recbole_pad.errors import InputError
 
-ROWS_PER_BLOCK = 65_536
+NUMBERS_PER_BLOCK = 2**22  # of a block of rows: 34 MB in float64
 ALLOWED = "none, center, whiten, whiten:K, pca:K (K a whole number from 1 to the width of the vectors)"
 
-Vectors = Tensor | NDArray[np.floating]
+
+class Rows(Protocol):
+    """A table of rows that is read in slices: a numpy array, a memory map, or rows of one in another order."""
+
+    @property
+    def ndim(self) -> int: ...  # noqa: D102
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...  # noqa: D102
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: slice) -> NDArray[Any]: ...
+
+
+Vectors = Tensor | NDArray[np.floating] | Rows
 
 
 class Moments:
@@ -49,8 +65,8 @@ class Moments:
         width = self._vectors.shape[1]
         covariance = torch.zeros(width, width, dtype=torch.float64)
         for _, block in item_blocks(self._vectors):
-            centred = block - self.mean
-            covariance += centred.T @ centred
+            block -= self.mean
+            covariance += block.T @ block
         eigenvalues, axes = torch.linalg.eigh(covariance / self._n)
         eigenvalues, axes = eigenvalues.flip(0).clamp(min=0), axes.flip(1)
         largest = axes.gather(0, axes.abs().argmax(dim=0, keepdim=True))
@@ -114,15 +130,33 @@ def transform_text(vectors: Vectors, spec: str) -> Tensor:
     Raises:
         InputError: bad `spec`, K above D, values that are not finite, no item, or nothing to whiten.
     """
+    width, blocks = transformed_blocks(vectors, spec)
+    out = torch.zeros(len(vectors), width, dtype=torch.float32)
+    for start, block in blocks:
+        out[start : start + len(block)] = block
+    return out
+
+
+def transformed_blocks(vectors: Vectors, spec: str) -> tuple[int, Iterator[tuple[int, Tensor]]]:
+    """As `transform_text`, block by block, for results that do not fit into memory.
+
+    Returns:
+        D', and an iterator of (first row, transformed rows as float32 on the CPU) over rows 1..V-1.
+
+    Raises:
+        InputError: as `transform_text`; all of it before the first block.
+    """
     if vectors.ndim != 2:
         raise InputError(f"text vectors must have shape (items, width), got {tuple(vectors.shape)}")
     name, k = parse_spec(spec, width=vectors.shape[1])
     shift, matrix = TEXT_TRANSFORMS[name](Moments(vectors), k)
-    out = torch.zeros(len(vectors), vectors.shape[1] if matrix is None else matrix.shape[1], dtype=torch.float32)
-    for start, block in item_blocks(vectors):
-        moved = block - shift
-        out[start : start + len(block)] = moved if matrix is None else moved @ matrix
-    return out
+
+    def moved(block: Tensor) -> Tensor:
+        block -= shift
+        return (block if matrix is None else block @ matrix).float()
+
+    width = vectors.shape[1] if matrix is None else matrix.shape[1]
+    return int(width), ((start, moved(block)) for start, block in item_blocks(vectors))
 
 
 def parse_spec(spec: str, width: int) -> tuple[str, int | None]:
@@ -141,10 +175,11 @@ def parse_spec(spec: str, width: int) -> tuple[str, int | None]:
 
 
 def item_blocks(vectors: Vectors) -> Iterator[tuple[int, Tensor]]:
-    """Yield (first row, rows as float64 on the CPU) over rows 1..V-1."""
-    for start in range(1, len(vectors), ROWS_PER_BLOCK):
-        block = vectors[start : start + ROWS_PER_BLOCK]
+    """Yield (first row, a copy of the rows as float64 on the CPU) over rows 1..V-1."""
+    n_rows = max(1, NUMBERS_PER_BLOCK // max(1, vectors.shape[1]))
+    for start in range(1, len(vectors), n_rows):
+        block = vectors[start : start + n_rows]
         if isinstance(block, Tensor):
-            yield start, block.detach().to("cpu", torch.float64)
+            yield start, block.detach().to("cpu", torch.float64, copy=True)
         else:
             yield start, torch.from_numpy(np.array(block, dtype=np.float64))
