@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from recbole.data.dataset import SequentialDataset
-from recbole.data.interaction import Interaction
 
 from recbole_pad.backbones import train_rows_of
 from recbole_pad.config import PADConfig
+from recbole_pad.data.augmentation import make_rows
 from recbole_pad.data.frequency import equal_mass_bins
 from recbole_pad.data.histories import LEFT_OUT, Histories, train_counts, train_histories
+from recbole_pad.data.rows import take_rows
 from recbole_pad.data.text_table import TextTable, find_text_table
+from recbole_pad.distributed import Processes
 from recbole_pad.errors import InputError
 
 
@@ -34,6 +35,7 @@ class PADDataset(SequentialDataset):
     """
 
     inter_feat: Any
+    histories: Histories
 
     def __init__(self, config: Any) -> None:
         if config["benchmark_filename"]:
@@ -46,16 +48,8 @@ class PADDataset(SequentialDataset):
         super().__init__(config)
 
     def data_augmentation(self) -> None:
-        """Build the rows, all at once; equal to RecBole's loop, restricted to the rows that are needed."""
-        self._aug_presets()
-        self._check_field("uid_field", "time_field")
-        self.sort(by=[self.uid_field, self.time_field], ascending=True)
-        users = self.inter_feat[self.uid_field].numpy()
-        self.histories = Histories.from_sorted(users, self.inter_feat[self.iid_field].numpy(), self.user_num)
-        position = np.arange(len(users)) - self.histories.offsets[users]
-        target = np.flatnonzero(self._is_needed(users, position))
-        length = np.minimum(position[target], self.max_item_list_len)
-        self.inter_feat = self._rows(torch.from_numpy(target), torch.from_numpy(length))
+        """Build the rows: RecBole's, restricted to those that are needed; their lists are made batch by batch."""
+        make_rows(self, self._is_needed)
 
     def _is_needed(self, users: np.ndarray, position: np.ndarray) -> np.ndarray:
         """Which interactions are targets of a row; `position` counts a user's interactions from 0."""
@@ -73,24 +67,6 @@ class PADDataset(SequentialDataset):
             return (distance >= 0) & (distance % self.max_item_list_len == 0)
         return distance == 0
 
-    def _rows(self, target: torch.Tensor, length: torch.Tensor) -> Interaction:
-        """Rows of the given targets: every column, and its list over the `length` interactions before the target."""
-        feat = self.inter_feat
-        rows = {field: feat[field][target] for field in feat}
-        rows[self.item_list_length_field] = length
-        steps = torch.arange(self.max_item_list_len)
-        inside = steps < length[:, None]
-        source = torch.where(inside, (target - length)[:, None] + steps, 0)
-        for field in feat:
-            if field == self.uid_field:
-                continue
-            values = feat[field][source]
-            shape = inside.shape + (1,) * (values.dim() - 2)
-            rows[getattr(self, f"{field}_list_field")] = torch.where(
-                inside.view(shape), values, torch.zeros_like(values)
-            )
-        return Interaction(rows)
-
     def build(self) -> list[PADDataset]:
         """Split as RecBole does; then keep the training rows that `train_rows` asks for, and count the items."""
         splits: list[PADDataset] = super().build()
@@ -103,14 +79,14 @@ class PADDataset(SequentialDataset):
             splits[0].inter_feat = self._window_rows(splits[0].inter_feat)
         return splits
 
-    def _window_rows(self, feat: Interaction) -> Interaction:
+    def _window_rows(self, feat: Any) -> Any:
         """Of all training rows, those that end a window; the rows of a user are in time order."""
         users = feat[self.uid_field].numpy()
         by_user = np.argsort(users, kind="stable")
         ends = np.cumsum(np.bincount(users, minlength=self.user_num))
         n_after = np.empty(len(users), dtype=np.int64)
         n_after[by_user] = ends[users[by_user]] - 1 - np.arange(len(users))
-        return feat[torch.from_numpy(np.flatnonzero(self._ends_window(n_after)))]
+        return take_rows(feat, np.flatnonzero(self._ends_window(n_after)))
 
     @cached_property
     def text_table(self) -> TextTable:
@@ -125,4 +101,5 @@ class PADDataset(SequentialDataset):
             folder=Path(settings.text_vectors_dir),
             item_field=self.iid_field,
             show_progress=bool(self.config["show_progress"]),
+            processes=Processes.of(self.config),
         )

@@ -12,7 +12,11 @@ from recbole.utils import ModelType
 from torch import Tensor
 
 from recbole_pad.data.histories import Histories, histories_of, n_left_out
+from recbole_pad.distributed import Processes, single
 from recbole_pad.errors import InputError
+
+REPEATED = "row_of_another_process"
+"""Field that marks the row of a process which has no row of its own in a batch: it must not count."""
 
 _CHUNK_BATCHES = 50  # rows are sorted by length within chunks of so many batches
 
@@ -22,7 +26,8 @@ class LengthBucketDataLoader(TrainDataLoader):
 
     The order of an epoch is a function of (seed, epoch): rows are permuted, cut into chunks of 50 batches, sorted by
     length inside each chunk, cut into batches, and the batches are permuted. So a resumed run sees the same batches,
-    whatever was drawn before. With several processes, each takes its own rows of every batch.
+    whatever was drawn before. With several processes, each takes its own rows of every batch; one for which there is
+    none gets the first row, with the field `REPEATED`.
     """
 
     def __init__(self, config: Any, dataset: Any, sampler: Any, shuffle: bool = False) -> None:
@@ -36,38 +41,46 @@ class LengthBucketDataLoader(TrainDataLoader):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self._row_batches())
+        return -(-len(self._lengths) // self._batch_rows())
 
     def __iter__(self) -> Iterator[Interaction]:
         for rows in self._row_batches():
-            yield self.collate_fn(rows)
+            own, is_repeated = self._share(rows)
+            batch = self.collate_fn(own)
+            if is_repeated:
+                batch.update(Interaction({REPEATED: torch.ones(len(own), dtype=torch.bool)}))
+            yield batch
 
-    def _row_batches(self) -> list[Tensor]:
+    def _row_batches(self) -> tuple[Tensor, ...]:
+        """Row numbers of the batches of this epoch, over all processes."""
         n_rows = len(self._lengths)
         if not self.shuffle:
-            return self._share(torch.arange(n_rows).split(self._batch_rows()))
+            return torch.arange(n_rows).split(self._batch_rows())
         generator = torch.Generator().manual_seed(int(self.config["seed"]) * 100_003 + self.epoch)
         order = torch.randperm(n_rows, generator=generator)
         if not self._bucketed:
-            return self._share(order.split(self._batch_rows()))
+            return order.split(self._batch_rows())
         batches: list[Tensor] = []
         for chunk in order.split(_CHUNK_BATCHES * self._batch_rows()):
             by_length = chunk[torch.argsort(self._lengths[chunk], stable=True)]
             batches += by_length.split(self._batch_rows())
-        return self._share(tuple(batches[i] for i in torch.randperm(len(batches), generator=generator)))
+        return tuple(batches[i] for i in torch.randperm(len(batches), generator=generator).tolist())
 
     def _batch_rows(self) -> int:
         return int(self._batch_size)
 
-    def _share(self, batches: tuple[Tensor, ...]) -> list[Tensor]:
-        """The rows of this process; every process gets at least one row of each batch (a repeated one if need be)."""
-        if self.config["single_spec"]:
-            return list(batches)
-        rank, world = (
-            int(self.config["local_rank"]) + int(self.config["offset"]),
-            int(self.config["world_size"]),
-        )
-        return [batch[rank::world] if len(batch) > rank else batch[:1] for batch in batches]
+    def _share(self, rows: Tensor) -> tuple[Tensor, bool]:
+        """This process's rows of a batch, at least one, so that none waits for another; and whether it is repeated."""
+        processes = Processes.of(self.config)
+        own = rows[processes.rank :: processes.world]
+        return (own, False) if len(own) else (rows[:1], True)
+
+
+def of_all_rows(loader: Any) -> Any:
+    """An evaluation loader of all rows, in a distributed run too; one that has them already is returned as it is."""
+    if loader.config["single_spec"]:
+        return loader
+    return type(loader)(single(loader.config), loader._dataset, loader._sampler, shuffle=False)
 
 
 def evaluates_with_history(config: Any, phase: str) -> bool:

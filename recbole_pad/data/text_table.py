@@ -6,6 +6,7 @@ A pair of files, `.npy` and `.json` manifest, is either made by `encode_items` o
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import shlex
@@ -16,9 +17,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
+from recbole_pad.data.text_cache import MappedVectors, cache_file, transformed_on_disk
 from recbole_pad.dataset_prep.encode_text import (
     MANIFEST_FORMAT,
     check_vectors,
@@ -28,7 +30,9 @@ from recbole_pad.dataset_prep.encode_text import (
     text_digest,
     vector_files,
 )
+from recbole_pad.distributed import ALONE, Processes
 from recbole_pad.errors import InputError
+from recbole_pad.nn.text_transforms import parse_spec, transform_text
 
 __all__ = ["TextTable", "find_text_table", "open_text_table"]
 
@@ -72,6 +76,42 @@ class TextTable:
         Raises:
             InputError: if the file is no longer the one that was checked.
         """
+        vectors = self._in_item_order()
+        table = torch.zeros(vectors.shape, dtype=dtype)
+        block = 16_384
+        for start in range(1, len(self.rows), block):
+            table[start : start + block] = torch.from_numpy(vectors[start : start + block]).to(dtype)
+        return table
+
+    def transformed(self, spec: str, memory_mb: float) -> Tensor | MappedVectors:
+        """The transformed vectors of all items, in memory if they fit, else in a file that is read row by row.
+
+        Args:
+            spec: config key `text_transform`, see `transform_text`.
+            memory_mb: the size in MB (float32, width D or K) up to which they are kept in memory.
+
+        Returns:
+            float32, shape (V, D'), row 0 zero: a tensor, or vectors on disk (see `recbole_pad.data.text_cache`), which
+            are made on the first call and checked on every later one.
+
+        Raises:
+            InputError: if the file is no longer the one that was checked, or as `transformed_on_disk`.
+        """
+        vectors = self._in_item_order(np.float32)
+        if not self.stays_on_disk(spec, memory_mb):
+            return transform_text(vectors, spec)
+        digest = hashlib.sha256(np.ascontiguousarray(self.rows).tobytes())
+        digest.update(f"{self.fingerprint} {spec}".encode())
+        key = digest.hexdigest()
+        return transformed_on_disk(vectors, spec, cache_file(self.path, spec, key), key)
+
+    def stays_on_disk(self, spec: str, memory_mb: float) -> bool:
+        """Whether `transformed` gives vectors on disk; arguments as there."""
+        _, k = parse_spec(spec, self.width)
+        return len(self.rows) * (k or self.width) * 4 > memory_mb * 1e6
+
+    def _in_item_order(self, dtype: DTypeLike | None = None) -> _Reordered:
+        """The file's rows in the order of RecBole's items, once it is known to be the file that was checked."""
         if not self.path.is_file():
             raise InputError(f"text vectors {self.path} are gone; make them again or restore the file")
         if _stat(self.path) != self.stat and file_sha256(self.path) != self.fingerprint:
@@ -80,12 +120,29 @@ class TextTable:
                 f"{self.fingerprint[:16]}...); restore the file, or load the dataset again"
             )
         vectors = _memory_map(self.path, f"restore {self.path}")
-        table = torch.zeros(len(self.rows), self.width, dtype=dtype)
-        block = 16_384
-        for start in range(1, len(self.rows), block):
-            rows = vectors[self.rows[start : start + block]]
-            table[start : start + block] = torch.from_numpy(rows.astype(rows.dtype.newbyteorder("="))).to(dtype)
-        return table
+        return _Reordered(vectors, self.rows, vectors.dtype.newbyteorder("=") if dtype is None else dtype)
+
+
+class _Reordered:
+    """Rows of a memory map in another order, read in slices; a slice must not hold row -1, the padding.
+
+    Args:
+        vectors: shape (n, D).
+        rows: row of `vectors` for each row of this table, shape (V,).
+        dtype: of the slices.
+    """
+
+    ndim = 2
+
+    def __init__(self, vectors: NDArray[Any], rows: NDArray[np.int64], dtype: DTypeLike) -> None:
+        self._vectors, self._rows, self._dtype = vectors, rows, dtype
+        self.shape = (len(rows), vectors.shape[1])
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, rows: slice) -> NDArray[Any]:
+        return self._vectors[self._rows[rows]].astype(self._dtype)
 
 
 def find_text_table(
@@ -99,6 +156,7 @@ def find_text_table(
     item_field: str = "item_id",
     batch_size: int = 64,
     show_progress: bool = False,
+    processes: Processes = ALONE,
 ) -> TextTable:
     """Open the text vectors of a dataset; make them first if there are none.
 
@@ -112,6 +170,7 @@ def find_text_table(
         item_field: column of the item tokens.
         batch_size: texts per forward pass, if vectors are made.
         show_progress: draw a progress bar, if vectors are made.
+        processes: of the run; each of them makes this call, encodes a share of the texts, and the first one writes.
 
     Raises:
         InputError: if an item has no line in `item_file`, or the files fail a check of `open_text_table`.
@@ -129,7 +188,7 @@ def find_text_table(
             "item: add them, or drop these items from the dataset"
         )
     npy, manifest_file = vector_files(folder, dataset_name, text_encoder, text_fields)
-    if not manifest_file.is_file():
+    if processes.from_first(lambda: not manifest_file.is_file()):
         log.info("no text vectors in %s: encoding %d items with %s", npy, len(texts), text_encoder)
         encode_items(
             item_file,
@@ -140,7 +199,9 @@ def find_text_table(
             item_field=item_field,
             batch_size=batch_size,
             show_progress=show_progress,
+            team=processes,
         )
+    processes.wait()
     return open_text_table(
         npy,
         tokens,

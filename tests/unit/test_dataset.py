@@ -14,10 +14,11 @@ from recbole.data.dataset import SequentialDataset
 from recbole.data.interaction import Interaction
 
 from recbole_pad.data.dataset import PADDataset
+from recbole_pad.data.rows import LazyRows
 from recbole_pad.errors import InputError
 from tests.reference import frequency_loops, rows_loops
 
-STOCK = {"model": "SASRec", "train_neg_sample_args": None}
+STOCK = {"model": "SASRec", "train_neg_sample_args": None, "fast_data": False}
 SPLITS: dict[str, dict[str, Any]] = {
     "valid_and_test": {},
     "valid_only": {"eval_args": {"split": {"LS": "valid_only"}, "order": "TO", "group_by": "user", "mode": "full"}},
@@ -126,6 +127,28 @@ def test_the_one_training_row_of_a_user_is_recboles_last(prepared, data, split: 
     assert set(got) == set(expected)
     for user, rows in got.items():
         assert rows == expected[user][-1:]
+
+
+@pytest.mark.parametrize("train_rows", ["sequences", "prefixes"])
+@pytest.mark.parametrize("split", SPLITS)
+def test_rows_and_counts_do_not_depend_on_fast_data(prepared, data, split: str, train_rows: str):
+    changes = {**data, **SPLITS[split], "train_rows": train_rows, "train_windows": "all", "MAX_ITEM_LIST_LENGTH": 3}
+    fast, stock = (splits_of(prepared, fast_data=key, **changes) for key in (True, False))
+    for got, expected in zip(fast, stock, strict=True):
+        assert (type(got.inter_feat), type(expected.inter_feat)) == (LazyRows, Interaction)
+        assert_same_rows(got.inter_feat, expected.inter_feat)
+        assert got.train_counts.tolist() == expected.train_counts.tolist()
+        assert got.histories.digest() == expected.histories.digest()
+
+
+def test_a_batch_holds_the_columns_and_the_features_of_its_rows(prepared, data):
+    """Whatever a row is chosen by: a batch of the loaders, one row (as RecBole counts FLOPs), a slice."""
+    for ours, stock in zip(
+        splits_of(prepared, train_rows="prefixes", **data), splits_of(prepared, **STOCK, **data), strict=True
+    ):
+        for index in (np.array([4, 2, 9]), torch.tensor([1]), slice(3, 6)):
+            assert_same_rows(ours[index], stock[index])
+            assert type(ours[index]) is Interaction
 
 
 def test_users_of_one_two_and_three_interactions_are_split_as_in_recbole(prepared):

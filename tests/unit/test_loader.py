@@ -110,7 +110,11 @@ def test_processes_share_each_batch_without_overlap(prepared, world: int):
 # --- evaluation --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("changes", [{}, {"train_rows": "prefixes"}, STOCK], ids=["PAD", "prefixes", "SASRec"])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"train_rows": "prefixes"}, STOCK, {**STOCK, "fast_data": False}],
+    ids=["PAD", "prefixes", "SASRec", "SASRec with RecBole's rows"],
+)
 def test_evaluation_batches_carry_the_whole_history(prepared, data_path, changes: dict[str, Any]):
     """Also what is older than MAX_ITEM_LIST_LENGTH; for test, the validation item too."""
     _, whole, _, valid, test = prepared(MAX_ITEM_LIST_LENGTH=3, eval_batch_size=10, **changes)
@@ -175,7 +179,9 @@ def test_recboles_evaluator_and_ours_agree(prepared: Callable[..., Any], changes
 
     Not at 20: with 25 items, RecBole counts masked ones (score -inf) into a list of 20.
     """
-    settings, whole, train, valid, test = prepared(protocol=protocol, topk=[5, 10], eval_batch_size=9, **changes)
+    settings, whole, train, valid, test = prepared(
+        protocol=protocol, topk=[5, 10], eval_batch_size=9, fast_evaluation=False, **changes
+    )
     torch.manual_seed(1)
     model = get_model(settings["model"])(settings, train._dataset)
     for parameter in model.parameters():
