@@ -1,4 +1,4 @@
-"""The target's rank among all items, with and without the user's history masked."""
+"""The target's rank among all items, with and without the user's history masked, from a matrix of scores."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ import math
 import torch
 from torch import Tensor
 
+_TILE = 2**20  # scores compared at once: they and the marks of the comparison stay in the processor's cache
 
+
+@torch.no_grad()
 def target_ranks(
     scores: Tensor, target: Tensor, history_rows: Tensor | None = None, history_items: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -36,36 +39,88 @@ def target_ranks(
     """
     if scores.dim() != 2 or target.shape != scores.shape[:1]:
         raise ValueError(f"expected scores (B, V) and target (B,), got {tuple(scores.shape)} and {tuple(target.shape)}")
-    n_bad = int(torch.isnan(scores).any(dim=1).sum())
-    if n_bad:
-        raise ValueError(f"{n_bad} of {len(scores)} rows of scores contain NaN: the model has diverged")
-    if bool(((target < 1) | (target >= scores.shape[1])).any()):
-        raise ValueError(f"targets must be items 1..{scores.shape[1] - 1}; 0 is padding")
+    refuse_bad_targets(target, scores.size(1))
+    check_history(history_rows, history_items)
 
-    target_score = scores.gather(1, target.unsqueeze(1))
-    higher = _count(scores[:, 1:] > target_score)
-    ties = _count(scores[:, 1:] == target_score) - 1
-    everything = 1 + higher + ties / 2
-    if history_rows is None and history_items is None:
+    own = scores.gather(1, target.unsqueeze(1))
+    counts = torch.zeros(2, len(scores), dtype=torch.float64, device=scores.device)
+    has_nan = torch.isnan(scores[:, 0])
+    marks = torch.empty(min(scores.numel(), _TILE), device=scores.device)
+    n_columns = max(1, min(scores.size(1) - 1, _TILE))
+    n_rows = _TILE // n_columns
+    for column in range(1, scores.size(1), n_columns):
+        for row in range(0, len(scores), n_rows):
+            rows = slice(row, row + n_rows)
+            tile = scores[rows, column : column + n_columns]
+            counts[:, rows] += count_above(tile, own[rows], marks)
+            has_nan[rows] |= torch.isnan(tile.amax(dim=1))
+    refuse_nan(has_nan)
+    everything = places(counts)
+    if history_rows is None or history_items is None:
         return everything, everything.clone()
-    if history_rows is None or history_items is None or history_rows.shape != history_items.shape:
-        raise ValueError("give history_rows and history_items together, of one shape, or neither")
+    pairs = distinct_pairs(history_rows, history_items, scores.size(1))
+    return everything, masked_ranks(everything, own[:, 0], target, *pairs, scores[pairs])
 
-    rows, items = _distinct_pairs(history_rows, history_items, n_items=scores.shape[1])
-    score, own_score = scores[rows, items], target_score[rows, 0]
-    is_target = items == target[rows]
-    places = (score > own_score).double() + (score == own_score).double() / 2
-    freed = torch.zeros_like(everything).index_add_(0, rows, places.masked_fill(is_target, 0.0))
-    masked = everything - freed
+
+def count_above(scores: Tensor, own: Tensor, marks: Tensor) -> Tensor:
+    """How many scores are higher than the row's own one, and how many are not lower: shape (2, B), float64.
+
+    Args:
+        scores: shape (B, n), any float type.
+        own: shape (B, 1).
+        marks: room for at least B * n float32 numbers, overwritten. Zeros and ones in float32, summed there, cost a
+            fraction of what torch takes for booleans; the sums are exact up to n = 2^24.
+    """
+    is_counted = marks[: scores.numel()].view(scores.shape)
+    higher = torch.gt(scores, own, out=is_counted).sum(dim=1)
+    not_lower = torch.ge(scores, own, out=is_counted).sum(dim=1)
+    return torch.stack([higher, not_lower]).double()
+
+
+def places(counts: Tensor) -> Tensor:
+    """Ranks from the sums of `count_above` over all items: half way between the best and the worst place."""
+    return (1 + counts[0] + counts[1]) / 2
+
+
+def masked_ranks(everything: Tensor, own: Tensor, target: Tensor, rows: Tensor, items: Tensor, score: Tensor) -> Tensor:
+    """Ranks among the items outside the history.
+
+    Args:
+        everything: ranks among all items, shape (B,).
+        own: scores of the targets, shape (B,).
+        target: shape (B,).
+        rows: with `items`, the distinct (row, item) pairs of the histories, shape (h,).
+        items: see `rows`.
+        score: of the pairs, shape (h,).
+    """
+    own_score, is_target = own[rows], items == target[rows]
+    freed = ((score > own_score).double() + (score >= own_score).double()) / 2
+    masked = everything.index_add(0, rows, -freed.masked_fill(is_target, 0.0))
     masked[rows[is_target]] = math.inf
-    return everything, masked
+    return masked
 
 
-def _count(is_counted: Tensor) -> Tensor:
-    return is_counted.sum(dim=1).double()
-
-
-def _distinct_pairs(rows: Tensor, items: Tensor, n_items: int) -> tuple[Tensor, Tensor]:
+def distinct_pairs(rows: Tensor, items: Tensor, n_items: int) -> tuple[Tensor, Tensor]:
+    """The (row, item) pairs once each, without padding, sorted by row and item."""
     is_item = items != 0
     pair = torch.unique(rows[is_item].long() * n_items + items[is_item])
     return pair // n_items, pair % n_items
+
+
+def refuse_bad_targets(target: Tensor, n_items: int) -> None:
+    """Raise ValueError where a target is padding or no item."""
+    if bool(((target < 1) | (target >= n_items)).any()):
+        raise ValueError(f"targets must be items 1..{n_items - 1}; 0 is padding")
+
+
+def check_history(rows: Tensor | None, items: Tensor | None) -> None:
+    """Raise ValueError unless both tensors are given, of one shape, or neither."""
+    if (rows is None) != (items is None) or (rows is not None and items is not None and rows.shape != items.shape):
+        raise ValueError("give history_rows and history_items together, of one shape, or neither")
+
+
+def refuse_nan(has_nan: Tensor) -> None:
+    """Raise ValueError where a row's scores hold a NaN; shape (B,)."""
+    n_bad = int(has_nan.sum())
+    if n_bad:
+        raise ValueError(f"{n_bad} of {len(has_nan)} rows of scores contain NaN: the model has diverged")
