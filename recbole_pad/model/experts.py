@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from recbole_pad.config import PADConfig
 from recbole_pad.model.backbone import Backbone
+from recbole_pad.model.compiling import compile_in_place
 from recbole_pad.model.decayed_history import DecayedHistory
 from recbole_pad.model.items import AlignedVectors, Catalogue, IDVectors, TextVectors, UnitTextVectors
 from recbole_pad.nn.adapter import FUSIONS, TextAdapter
+from recbole_pad.nn.fast_layers import use_fast_layers
 from recbole_pad.phases import EXPERTS
 from recbole_pad.seeding import seeded
 
+_SCALE_ROWS = 20_000  # items on which the scale of an adapter's output is measured
 _MATCH_LENGTH = 4.0  # a cosine of 1 scores 16: of the size of the trained experts' scores, so that the gate starts fair
 
 
@@ -46,6 +49,19 @@ class Expert(nn.Module):
         self.backbone.load_state_dict(trained.backbone.state_dict())
 
 
+def build_experts(
+    names: Iterable[str], config: Any, dataset: Any, settings: PADConfig, catalogue: Catalogue
+) -> nn.ModuleDict:
+    """Build the experts, in alphabetical order of their names; arguments as of `build_expert`.
+
+    An expert without ID vectors needs its backbone's own item table for a moment, as the source of start values: it is
+    built first, while the tables of the others are not there yet.
+    """
+    order = sorted(names, key=lambda name: (name in _WITH_ID_TABLE, name))
+    built = {name: build_expert(name, config, dataset, settings, catalogue) for name in order}
+    return nn.ModuleDict({name: built[name] for name in sorted(built)})
+
+
 def build_expert(name: str, config: Any, dataset: Any, settings: PADConfig, catalogue: Catalogue) -> Expert:
     """Build an expert; its start values depend on the seed and on its name alone.
 
@@ -62,6 +78,9 @@ def build_expert(name: str, config: Any, dataset: Any, settings: PADConfig, cata
         backbone = Backbone(settings.backbone, config, dataset, settings.positions)
         items = _TRAINED_ITEMS[name](backbone, settings, catalogue)
         del backbone.initial_items
+        use_fast_layers(items)
+        if settings.compile:
+            compile_in_place(backbone.core)
         return Expert(items, backbone)
 
 
@@ -70,16 +89,15 @@ def _id_vectors(backbone: Backbone, settings: PADConfig, catalogue: Catalogue) -
 
 
 def _text_vectors(backbone: Backbone, settings: PADConfig, catalogue: Catalogue) -> TextVectors:
-    text: Tensor = catalogue.text(None)
     adapter = TextAdapter(
-        text.size(1),
+        catalogue.text_width,
         backbone.width,
         settings.adapter_layers,
         settings.adapter_activation,
         settings.adapter_dropout,
     )
     if settings.adapter_init == "matched":
-        adapter.match_scale(text[1:], float(backbone.initial_items[1:].std()))
+        adapter.match_scale(catalogue.text_sample(_SCALE_ROWS), float(backbone.initial_items[1:].std()))
     return TextVectors(adapter, catalogue)
 
 
@@ -96,3 +114,4 @@ _TRAINED_ITEMS: dict[str, Callable[[Backbone, PADConfig, Catalogue], nn.Module]]
     "align": _aligned_vectors,
     "llm": _text_vectors,
 }
+_WITH_ID_TABLE = {"rec", "align"}

@@ -20,11 +20,38 @@ from torch.optim.swa_utils import AveragedModel
 from recbole_pad.model.pad import PAD
 
 _MAX_ROWS = 50_000  # validation rows used
-_MAX_ITEMS = 20_000  # candidates of a step, the targets of the batch added
+_MAX_ITEMS = 20_000  # candidates, drawn once; the targets of a batch are added
 _BATCH_ROWS = 256
 _LEARNING_RATE = 0.05
 _AVERAGED_STEPS = 150
 _RANK_TEMPERATURE = 0.3  # score difference over which a rank counts as half won
+
+
+@dataclass(frozen=True)
+class ItemsOfRows:
+    """A list of items for each row, in compressed form.
+
+    Attributes:
+        offsets: shape (n + 1,); row r has ``items[offsets[r]:offsets[r + 1]]``.
+        items: item ids of all rows, one after the other.
+    """
+
+    offsets: Tensor
+    items: Tensor
+
+    @classmethod
+    def from_pairs(cls, rows: Tensor, items: Tensor, n_rows: int) -> ItemsOfRows:
+        """From (row, item) pairs in any order."""
+        ends = torch.bincount(rows, minlength=n_rows).cumsum(0)
+        return cls(torch.cat([ends.new_zeros(1), ends]), items[torch.argsort(rows, stable=True)])
+
+    def pairs(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """(place in `rows`, item) of every item of the rows."""
+        start = self.offsets[rows]
+        length = self.offsets[rows + 1] - start
+        first = length.cumsum(0) - length
+        place = torch.repeat_interleave(torch.arange(len(rows), device=rows.device), length)
+        return place, self.items[torch.arange(len(place), device=rows.device) + (start - first)[place]]
 
 
 @dataclass(frozen=True)
@@ -34,31 +61,71 @@ class HeldOutRows:
     Attributes:
         states: of each expert, shape (n, d_k).
         target: item ids, shape (n,).
-        masked: per row, the item ids that the protocol masks; () each where nothing is masked.
+        masked: the item ids that the protocol masks for each row; none where nothing is masked.
     """
 
     states: list[Tensor]
     target: Tensor
-    masked: list[Tensor]
+    masked: ItemsOfRows
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What targets are ranked among: all items, or a sample of them, and the vectors of all that may be needed.
+
+    Attributes:
+        sample: item ids, sorted, without padding.
+        item_ids: the sample, the targets of all rows and padding, sorted.
+        vectors: of each expert, of `item_ids`, shape (n, d_k).
+    """
+
+    sample: Tensor
+    item_ids: Tensor
+    vectors: list[Tensor]
+
+    @classmethod
+    @torch.no_grad()
+    def draw(cls, model: PAD, target: Tensor, generator: torch.Generator) -> Candidates:
+        """Draw the sample and compute the vectors; once, the experts do not change."""
+        n_items = model.n_items
+        sample = torch.arange(1, n_items)
+        if n_items > _MAX_ITEMS:
+            sample = torch.randperm(n_items - 1, generator=generator)[:_MAX_ITEMS].sort().values + 1
+        sample = sample.to(target.device)
+        item_ids = torch.unique(torch.cat([sample.new_zeros(1), sample, target]))
+        return cls(sample, item_ids, [vectors.detach() for vectors in model.expert_vectors(item_ids)])
+
+    def of(self, target: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Sorted ids of the candidates with a batch's targets, and their vectors."""
+        items = torch.unique(torch.cat([self.sample, target]))
+        if len(items) == len(self.item_ids) - 1:  # all but padding
+            return items, [vectors[1:] for vectors in self.vectors]
+        place = torch.searchsorted(self.item_ids, items)
+        return items, [vectors[place] for vectors in self.vectors]
 
 
 @torch.no_grad()
 def held_out_rows(model: PAD, batches: Iterable[Any]) -> HeldOutRows:
     """Collect the rows of a full-ranking loader; rows whose target is masked (sure misses) teach nothing and go."""
     states: list[list[Tensor]] = []
-    targets, masked = [], []
+    targets, masked_rows, masked_items = [], [], []
     n_rows = 0
     for interaction, history, _, target in batches:
         interaction = interaction.to(model.device)
         target = target.to(model.device)
-        of_row = _split_by_row(history, len(target), model.device)
-        kept = torch.tensor([not bool((items == t).any()) for items, t in zip(of_row, target, strict=True)])
+        nothing = target.new_zeros(0)
+        rows, items = (nothing, nothing) if history is None else (part.to(model.device) for part in history)
+        kept = torch.ones_like(target, dtype=torch.bool)
+        kept[rows[items == target[rows]]] = False
         states.append([state[kept] for state in model.expert_states(interaction)])
         targets.append(target[kept])
-        masked += [items for items, keep in zip(of_row, kept.tolist(), strict=True) if keep]
+        place = n_rows + kept.cumsum(0) - 1
+        masked_rows.append(place[rows][kept[rows]])
+        masked_items.append(items[kept[rows]])
         n_rows += int(kept.sum())
         if n_rows >= _MAX_ROWS:
             break
+    masked = ItemsOfRows.from_pairs(torch.cat(masked_rows), torch.cat(masked_items), n_rows)
     return HeldOutRows([torch.cat(parts) for parts in zip(*states, strict=True)], torch.cat(targets), masked)
 
 
@@ -73,17 +140,17 @@ def fit_gate(model: PAD, batches: Iterable[Any], target_weights: Tensor, seed: i
     """
     model.eval()
     rows = held_out_rows(model, batches)
-    with torch.no_grad():
-        tables = [table.detach() for table in model.expert_tables()]
     row_weights = target_weights.to(rows.target.device)[rows.target]
     row_weights = row_weights / row_weights.mean()
     optimizer = torch.optim.Adam(model.gate.parameters(), lr=_LEARNING_RATE)
     generator = torch.Generator().manual_seed(seed)
+    candidates = Candidates.draw(model, rows.target, generator)
     averaged = AveragedModel(model.gate)  # over the end of the fit: the path there is noisy
     steps_left = sum(n_steps for _, n_steps in _STAGES)
     for loss_of, n_steps in _STAGES:
         for batch in _batches(len(rows.target), n_steps, generator):
-            scores, place = _scores(model, tables, rows, batch, _candidates(len(tables[0]), generator))
+            batch = batch.to(rows.target.device)
+            scores, place = _scores(model, candidates, rows, batch)
             loss = (row_weights[batch] * loss_of(scores, place)).mean()
             optimizer.zero_grad()
             loss.backward()
@@ -119,37 +186,22 @@ def _smooth_ndcg(scores: Tensor, place: Tensor) -> Tensor:
 _STAGES: tuple[tuple[Callable[[Tensor, Tensor], Tensor], int], ...] = ((_cross_entropy, 200), (_smooth_ndcg, 300))
 
 
-def _scores(
-    model: PAD, tables: list[Tensor], rows: HeldOutRows, batch: Tensor, sample: Tensor
-) -> tuple[Tensor, Tensor]:
+def _scores(model: PAD, candidates: Candidates, rows: HeldOutRows, batch: Tensor) -> tuple[Tensor, Tensor]:
     """Scores of the batch's candidates, masked ones at -1e9, and the column of each row's target."""
     target = rows.target[batch]
-    items = torch.unique(torch.cat([sample.to(target.device), target]))
+    items, vectors = candidates.of(target)
     weights = model.gate_weights(items)
     scores = torch.zeros(len(batch), len(items), device=target.device)
-    for k, table in enumerate(tables):
-        scores = scores + weights[:, k] * (rows.states[k][batch] @ table[items].T)
+    for k, vector in enumerate(vectors):
+        scores = scores + weights[:, k] * (rows.states[k][batch] @ vector.T)
     return scores.masked_fill(_mask(rows, batch, items), -1e9), torch.searchsorted(items, target)
 
 
 def _mask(rows: HeldOutRows, batch: Tensor, items: Tensor) -> Tensor:
     """True where an item of the batch's candidates is masked for the row: shape (b, n)."""
     mask = torch.zeros(len(batch), len(items), dtype=torch.bool, device=items.device)
-    for row, index in enumerate(batch.tolist()):
-        masked = rows.masked[index]
-        place = torch.searchsorted(items, masked).clamp(max=len(items) - 1)
-        mask[row, place[items[place] == masked]] = True
+    row, masked = rows.masked.pairs(batch)
+    place = torch.searchsorted(items, masked).clamp(max=len(items) - 1)
+    is_candidate = items[place] == masked
+    mask[row[is_candidate], place[is_candidate]] = True
     return mask
-
-
-def _candidates(n_items: int, generator: torch.Generator) -> Tensor:
-    if n_items <= _MAX_ITEMS:
-        return torch.arange(1, n_items)
-    return torch.randperm(n_items - 1, generator=generator)[:_MAX_ITEMS] + 1
-
-
-def _split_by_row(history: tuple[Tensor, Tensor] | None, n_rows: int, device: torch.device) -> list[Tensor]:
-    if history is None:
-        return [torch.zeros(0, dtype=torch.long, device=device)] * n_rows
-    rows, items = history
-    return list(items.to(device).split(torch.bincount(rows, minlength=n_rows).tolist()))

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from recbole_pad.data.text_cache import MappedVectors
 from recbole_pad.nn.adapter import TextAdapter
 
 _N_RARE = 1000  # rarest seen items whose mean stands for an item without a trained ID vector
@@ -19,7 +20,8 @@ class Catalogue(nn.Module):
     Args:
         train_counts: train interactions of each item, shape (V,).
         bins: frequency bins, shape (V,).
-        text_vectors: transformed text vectors, shape (V, D), row 0 zero; None for a model without text.
+        text_vectors: transformed text vectors, shape (V, D), row 0 zero; None for a model without text. Vectors on disk
+            stay there: the rows that are asked for are read, and moved to the device.
     """
 
     seen: Tensor
@@ -31,7 +33,7 @@ class Catalogue(nn.Module):
     log_frequency: Tensor
     text_vectors: Tensor | None
 
-    def __init__(self, train_counts: Tensor, bins: Tensor, text_vectors: Tensor | None) -> None:
+    def __init__(self, train_counts: Tensor, bins: Tensor, text_vectors: Tensor | MappedVectors | None) -> None:
         super().__init__()
         seen = train_counts > 0
         order = torch.argsort(torch.where(seen, train_counts, train_counts.max() + 1), stable=True)
@@ -44,44 +46,73 @@ class Catalogue(nn.Module):
         log_frequency = (log_counts - log_counts[1:].mean()) / log_counts[1:].std().clamp(min=1e-6)
         self.register_buffer("log_frequency", log_frequency, persistent=False)
         self.register_buffer("rare", order[: min(_N_RARE, int(seen.sum()))], persistent=False)
-        self.register_buffer("text_vectors", text_vectors, persistent=False)
+        self.text_on_disk = text_vectors if isinstance(text_vectors, MappedVectors) else None
+        in_memory = None if isinstance(text_vectors, MappedVectors) else text_vectors
+        self.register_buffer("text_vectors", in_memory, persistent=False)
+
+    @property
+    def text_width(self) -> int:
+        """D."""
+        return self._text_shape[1]
+
+    @property
+    def _text_shape(self) -> tuple[int, int]:
+        if self.text_on_disk is not None:
+            return self.text_on_disk.shape
+        assert self.text_vectors is not None, "this model was built without text vectors"
+        return len(self.text_vectors), self.text_vectors.size(1)
 
     def text(self, item_ids: Tensor | None) -> Tensor:
-        """Text vectors of the items, or of all; (n, D)."""
+        """Text vectors of the items, or of all; (n, D); on the device of the catalogue."""
+        if self.text_on_disk is not None:
+            return self.text_on_disk.rows(item_ids).to(self.counts.device)
         assert self.text_vectors is not None, "this model was built without text vectors"
-        return self.text_vectors if item_ids is None else self.text_vectors[item_ids]
+        return self.text_vectors if item_ids is None else F.embedding(item_ids, self.text_vectors)
+
+    def text_sample(self, n_rows: int) -> Tensor:
+        """Text vectors of all items, or of `n_rows` items spread evenly over the ids; without padding."""
+        last = self._text_shape[0] - 1
+        if last <= n_rows:
+            return self.text(None)[1:]
+        return self.text(torch.linspace(1, last, n_rows, device=self.counts.device).long())
 
 
-class IDVectors(nn.Module):
+class IDVectors(nn.Embedding):
     """ID embeddings; an item never seen in training gets the mean vector of the rarest seen items.
 
     Its own vector was never trained (or only pushed down as a negative), so it must not enter a score. The mean says
     what is known: it scores as a rare item does. ``unseen="raw"`` keeps the untrained vector (published behaviour).
 
+    With ``sparse = True`` the gradient of a step is sparse: it names the rows that the step looked up, and no more.
+    (DistributedDataParallel knows sparse gradients by this attribute of an `nn.Embedding`.)
+
     Args:
-        initial: start values, shape (V, d).
+        initial: start values, shape (V, d); taken over, not copied.
         catalogue: which items are seen, and which of them are the rarest.
         unseen: ``mean`` or ``raw``.
         dropout: share of seen items whose ID vector is replaced likewise, per step, in training.
     """
 
     def __init__(self, initial: Tensor, catalogue: Catalogue, unseen: str, dropout: float = 0.0) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(initial.clone())
+        super().__init__(initial.size(0), initial.size(1), _weight=initial)
         self.unseen = unseen
         self.dropout = dropout
         self._catalogue = [catalogue]  # in a list: shared, not a submodule of each expert
 
+    def own_rows(self, item_ids: Tensor) -> Tensor:
+        """Rows of the table as they are: nothing replaced or dropped; (n, d)."""
+        return F.embedding(item_ids, self.weight, sparse=self.sparse)
+
     def forward(self, item_ids: Tensor | None) -> Tensor:
         """ID vectors of the items, or of all; (n, d); the padding item is zero."""
         catalogue = self._catalogue[0]
-        vectors = self.weight if item_ids is None else F.embedding(item_ids, self.weight)
+        vectors = self.weight if item_ids is None else self.own_rows(item_ids)
         seen = catalogue.seen if item_ids is None else catalogue.seen[item_ids]
         replaced = ~seen if self.unseen == "mean" else torch.zeros_like(seen)
         if self.training and self.dropout > 0:
             replaced = replaced | (torch.rand(len(seen), device=seen.device) < self.dropout)
-        if self.unseen == "mean" or self.dropout > 0:
-            mean = F.embedding(catalogue.rare, self.weight).mean(dim=0)
+        if bool((replaced & _is_item(vectors, item_ids)).any()):  # else the rarest items are not part of the step
+            mean = self.own_rows(catalogue.rare).mean(dim=0)
             vectors = torch.where(replaced[:, None], mean, vectors)
         return _without_padding(vectors, item_ids)
 
@@ -133,5 +164,8 @@ class AlignedVectors(nn.Module):
 
 
 def _without_padding(vectors: Tensor, item_ids: Tensor | None) -> Tensor:
-    is_item = torch.arange(len(vectors), device=vectors.device) > 0 if item_ids is None else item_ids > 0
-    return vectors * is_item[:, None]
+    return vectors * _is_item(vectors, item_ids)[:, None]
+
+
+def _is_item(vectors: Tensor, item_ids: Tensor | None) -> Tensor:
+    return torch.arange(len(vectors), device=vectors.device) > 0 if item_ids is None else item_ids > 0

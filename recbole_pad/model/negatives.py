@@ -22,7 +22,7 @@ class NegativeSampler(nn.Module):
     pool: Tensor
     keys: Tensor
     log_probability: Tensor
-    weights: Tensor
+    cumulative: Tensor | None
 
     def __init__(self, train_counts: Tensor, train_keys: np.ndarray, seen_only: bool, by_popularity: bool) -> None:
         super().__init__()
@@ -31,15 +31,16 @@ class NegativeSampler(nn.Module):
         self.n_items = len(train_counts)
         self.by_popularity = by_popularity
         self.register_buffer("pool", usable.nonzero().squeeze(1), persistent=False)
-        self.register_buffer("weights", weights[usable].float(), persistent=False)
+        self.register_buffer("cumulative", weights[usable].cumsum(0) if by_popularity else None, persistent=False)
         self.register_buffer("keys", torch.from_numpy(train_keys), persistent=False)
         self.register_buffer("log_probability", (weights / weights.sum()).log().float(), persistent=False)
 
     def draw(self, *shape: int) -> Tensor:
-        """Items from the pool, int64, of the given shape."""
-        if self.by_popularity:
-            n_drawn = int(np.prod(shape))
-            return self.pool[torch.multinomial(self.weights, n_drawn, replacement=True)].view(*shape)
+        """Items from the pool, int64, of the given shape; the time does not grow with the pool."""
+        if self.cumulative is not None:  # inverse distribution function; float64 sums of counts are exact
+            mark = torch.rand(shape, dtype=torch.float64, device=self.pool.device) * self.cumulative[-1]
+            place = torch.searchsorted(self.cumulative, mark, right=True)
+            return self.pool[place.clamp(max=len(self.pool) - 1)]
         return self.pool[torch.randint(len(self.pool), shape, device=self.pool.device)]
 
     def draw_unseen_by(self, users: Tensor, n_negatives: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,7 +10,8 @@ import torch
 from torch import Tensor
 
 from recbole_pad.model.negatives import NegativeSampler
-from recbole_pad.nn.losses import bce, sampled_softmax, softmax_ce
+from recbole_pad.nn.blocked_softmax import blocked_softmax_ce
+from recbole_pad.nn.losses import bce, sampled_softmax
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Step:
         negative_ids: item ids of the negatives, as `negatives`.
         softmax_ids: item ids of the full softmax, sorted, shape (S,); every target is among them.
         sampler: for its sampling probabilities.
+        score_memory_mb: memory for the scores that the full softmax holds at once, in MB (10^6 bytes).
     """
 
     states: Tensor
@@ -35,6 +38,7 @@ class Step:
     negative_ids: Tensor | None
     softmax_ids: Tensor
     sampler: NegativeSampler | None
+    score_memory_mb: int = 512
 
 
 def _no_negatives(sampler: NegativeSampler | None, users: Tensor, n_negatives: int) -> Tensor | None:
@@ -53,8 +57,10 @@ def _shared(sampler: NegativeSampler | None, users: Tensor, n_negatives: int) ->
 
 def _full_softmax(step: Step) -> Tensor:
     """Cross entropy over the items of the softmax only: leaving the others out early saves their columns."""
-    scores = step.states @ step.vectors[step.softmax_ids].T
-    return softmax_ce(scores, torch.searchsorted(step.softmax_ids, step.target_ids))
+    has_all = len(step.softmax_ids) == len(step.vectors) - 1  # all but the padding: no copy is needed
+    vectors = step.vectors[1:] if has_all else step.vectors.index_select(0, step.softmax_ids)
+    target = torch.searchsorted(step.softmax_ids, step.target_ids)
+    return blocked_softmax_ce(step.states, vectors, target, step.score_memory_mb * 10**6)
 
 
 def _pos_score(step: Step) -> Tensor:
@@ -71,14 +77,14 @@ def _sampled_softmax(step: Step) -> Tensor:
     assert step.negatives is not None
     assert step.negative_ids is not None
     neg_score = step.states @ step.vectors[step.negatives].T
-    log_expected = step.sampler.log_probability + torch.log(torch.tensor(float(len(step.negatives))))
+    log_probability, log_drawn = step.sampler.log_probability, math.log(len(step.negatives))
     return sampled_softmax(
         _pos_score(step),
         neg_score,
         step.negative_ids[None, :] == step.target_ids[:, None],
-        log_expected[step.negative_ids].expand_as(neg_score),
+        (log_probability[step.negative_ids] + log_drawn).expand_as(neg_score),
         # the target is always in, whatever the sampler's chance: corrected by the same rule as a negative
-        log_expected[step.target_ids],
+        log_probability[step.target_ids] + log_drawn,
     )
 
 

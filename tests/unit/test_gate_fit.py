@@ -3,9 +3,21 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from recbole.utils import get_model, init_seed
 
-from recbole_pad.model.gate_fit import _smooth_ndcg, fit_gate, held_out_rows
+from recbole_pad.model import gate_fit
+from recbole_pad.model.gate_fit import (
+    Candidates,
+    HeldOutRows,
+    ItemsOfRows,
+    _mask,
+    _scores,
+    _smooth_ndcg,
+    fit_gate,
+    held_out_rows,
+)
 
 
 @pytest.fixture
@@ -45,7 +57,7 @@ def test_fitting_is_the_same_for_the_same_seed(model: tuple[Any, Any]):
 
 def weights_when(knowing: str, network: Any, loader: Any) -> torch.Tensor:
     """Gate weights (V, E) after a fit in which the states of one expert point at the held-out target's own vector."""
-    tables = network.expert_tables()
+    tables = network.expert_vectors(torch.arange(network.n_items))
     expert = list(network.settings.experts).index(knowing)
     generator = torch.Generator().manual_seed(5)
     answers = {}
@@ -81,4 +93,91 @@ def test_rows_whose_target_is_masked_are_left_out(model: tuple[Any, Any]):
         expected += sum(int(t) not in h for t, h in zip(target, history, strict=True))
     n_rows = len(loader._dataset)
     rows = held_out_rows(network, loader)
-    assert len(rows.target) == len(rows.masked) == len(rows.states[0]) == expected < n_rows
+    assert len(rows.target) == len(rows.masked.offsets) - 1 == len(rows.states[0]) == expected < n_rows
+
+
+def test_rows_keep_their_own_states_targets_and_history(model: tuple[Any, Any]):
+    """Row by row, as the loader gives them; the loader's pairs in any order."""
+    network, loader = model
+    expected = []
+    batches = []
+    for interaction, (rows, items), positive_u, target in loader:
+        states = [state.detach() for state in network.expert_states(interaction)]
+        for row, item in enumerate(target.tolist()):
+            history = sorted(items[rows == row].tolist())
+            if item not in history:
+                expected.append((item, history, torch.cat([state[row] for state in states]).tolist()))
+        shuffled = torch.randperm(len(rows))
+        batches.append((interaction, (rows[shuffled], items[shuffled]), positive_u, target))
+    kept = held_out_rows(network, batches)
+    for place, (item, history, states) in enumerate(expected):
+        _, masked = kept.masked.pairs(torch.tensor([place]))
+        assert (int(kept.target[place]), sorted(masked.tolist())) == (item, history)
+        assert torch.cat([state[place] for state in kept.states]).tolist() == pytest.approx(states, abs=1e-6)
+
+
+def test_without_histories_nothing_is_masked(prepared: Callable[..., Any]):
+    config, _, train_data, valid_data, _ = prepared(mask_history=False)
+    network = get_model("PAD")(config, train_data._dataset).eval()
+    rows = held_out_rows(network, valid_data)
+    assert len(rows.target) == len(valid_data._dataset)
+    assert not len(rows.masked.items)
+    assert not _mask(rows, torch.arange(3), torch.arange(1, 5)).any()
+
+
+@settings(max_examples=60)
+@given(
+    masked=st.lists(st.lists(st.integers(1, 9), max_size=5), min_size=1, max_size=5),
+    items=st.sets(st.integers(1, 9), min_size=1),
+    data=st.data(),
+)
+def test_the_mask_says_which_candidates_are_in_the_rows_history(masked, items, data):
+    batch = data.draw(st.lists(st.integers(0, len(masked) - 1), max_size=6))
+    pairs = [(row, item) for row, own in enumerate(masked) for item in own]
+    row, item = (torch.tensor([pair[k] for pair in pairs], dtype=torch.long) for k in (0, 1))
+    of_rows = ItemsOfRows.from_pairs(row, item, len(masked))
+    rows = HeldOutRows([], torch.ones(len(masked), dtype=torch.long), of_rows)
+    candidates = sorted(items)
+    mask = _mask(rows, torch.tensor(batch, dtype=torch.long), torch.tensor(candidates))
+    assert mask.tolist() == [[item in masked[row] for item in candidates] for row in batch]
+
+
+@pytest.mark.parametrize("limit", [20_000, 9])
+def test_scores_of_a_batch_are_the_models_own(model: tuple[Any, Any], limit: int, monkeypatch: pytest.MonkeyPatch):
+    """Of all items, or of a sample of nine and the batch's targets; masked ones far below."""
+    network, loader = model
+    monkeypatch.setattr(gate_fit, "_MAX_ITEMS", limit)
+    rows = held_out_rows(network, loader)
+    candidates = Candidates.draw(network, rows.target, torch.Generator().manual_seed(1))
+    batch = torch.tensor([4, 0, 7])
+    with torch.no_grad():
+        scores, place = _scores(network, candidates, rows, batch)
+        states = torch.cat([state[batch] for state in rows.states], dim=1)
+        every = states @ network.item_vectors().T
+    wanted = set(candidates.sample.tolist()) | set(rows.target[batch].tolist())
+    assert len(candidates.sample) == min(limit, network.n_items - 1)
+    assert scores.shape == (3, len(wanted))
+    for row, index in enumerate(batch.tolist()):
+        masked = set(rows.masked.pairs(torch.tensor([index]))[1].tolist())
+        for column, item in enumerate(sorted(wanted)):
+            expected = -1e9 if item in masked else every[row, item].item()
+            assert scores[row, column].item() == pytest.approx(expected, rel=1e-4, abs=1e-4)
+        assert sorted(wanted)[place[row]] == rows.target[index]
+
+
+def test_of_a_large_catalogue_the_vectors_of_the_sample_and_the_targets_are_all_that_is_computed(
+    model: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+):
+    network, loader = model
+    monkeypatch.setattr(gate_fit, "_MAX_ITEMS", 5)
+    monkeypatch.setattr(gate_fit, "_STAGES", ((gate_fit._cross_entropy, 3),))
+    asked: list[list[int]] = []
+    original = network.expert_vectors
+    monkeypatch.setattr(network, "expert_vectors", lambda ids: asked.append(ids.tolist()) or original(ids))
+    targets = set(held_out_rows(network, loader).target.tolist())
+    fit_gate(network, loader, torch.ones(network.n_items), seed=1)
+    (ids,) = asked
+    assert ids[0] == 0
+    assert ids == sorted(set(ids))
+    assert targets < set(ids)
+    assert len(set(ids) - targets - {0}) <= 5

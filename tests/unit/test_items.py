@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ import torch
 from recbole.data.interaction import Interaction
 from torch import Tensor
 
+from recbole_pad.model import experts
 from recbole_pad.model.items import AlignedVectors, Catalogue, IDVectors, TextVectors, UnitTextVectors
 from recbole_pad.model.pad import PAD
 from recbole_pad.nn.adapter import FUSIONS, TextAdapter
@@ -124,7 +127,8 @@ def test_no_gradient_reaches_an_unseen_item_when_negatives_are_seen_items(build,
 @pytest.mark.parametrize("loss", ["ce", "bce", "sampled_softmax"])
 @pytest.mark.parametrize("phase", PHASES)
 def test_as_negatives_unseen_items_are_trained_as_published(build, phase: str, loss: str):
-    model, train, unseen, _ = build(loss=loss, unseen_items="raw", negatives="all", n_negatives=200)
+    changes = {"unseen_items": "raw", "negatives": "all", "n_negatives": 200, "id_dropout": 0.0}
+    model, train, unseen, _ = build(loss=loss, **changes)
     model.phase = phase
     for batch in train:
         losses = model.train().calculate_loss(batch)
@@ -229,6 +233,106 @@ def test_text_vectors_get_no_gradient(build):
     model.train().calculate_loss(next(iter(train))).backward()
     assert not model.catalogue.text_vectors.requires_grad
     assert not list(model.catalogue.parameters())
+
+
+# --- text on disk ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_model_whose_text_is_on_disk_scores_and_learns_as_one_that_holds_it(build, phase: str):
+    losses, scores = [], []
+    for memory_mb in (1, 0):
+        model, train, _, batch = build(text_memory_mb=memory_mb, loss="bce", text_transform="whiten")
+        assert (model.catalogue.text_on_disk is None) == (memory_mb == 1)
+        assert (model.catalogue.text_vectors is None) == (memory_mb == 0)
+        model.phase = phase
+        with torch.no_grad():
+            scores.append(model.full_sort_predict(batch))
+        torch.manual_seed(6)
+        step = model.train().calculate_loss(next(iter(train)))
+        total = sum(step) if isinstance(step, tuple) else step
+        total.backward()
+        grads = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        losses.append([total.detach(), *grads])
+    assert torch.equal(*scores)
+    assert all(torch.equal(one, other) for one, other in zip(*losses, strict=True))
+
+
+def test_a_copy_of_a_model_shares_the_file(build):
+    """RecBole copies the whole model to count its operations."""
+    model, *_ = build(text_memory_mb=0)
+    other = copy.deepcopy(model)
+    assert other.catalogue.text_on_disk is model.catalogue.text_on_disk
+    assert model.catalogue.text_width not in {buffer.size(-1) for buffer in other.buffers() if buffer.dim() == 2}
+
+
+def test_a_sample_of_the_text_is_spread_over_the_items_without_padding():
+    catalogue = catalogue_of([0, *[1] * 1000])
+    assert torch.equal(catalogue.text_sample(1000), catalogue.text_vectors[1:])
+    sample = catalogue.text_sample(100)
+    places = [int((catalogue.text_vectors == row).all(dim=1).nonzero().squeeze()) for row in sample]
+    assert places[0] == 1
+    assert places[-1] == 1000
+    steps = {after - before for before, after in pairwise(places)}
+    assert steps == {10, 11}
+
+
+def test_adapters_of_large_catalogues_are_scaled_on_a_sample(build, monkeypatch: pytest.MonkeyPatch):
+    """With 12 of 25 items, for the aligned and the text expert."""
+    monkeypatch.setattr(experts, "_SCALE_ROWS", 12)
+    measured: list[Tensor] = []
+    original = TextAdapter.match_scale
+    monkeypatch.setattr(
+        TextAdapter, "match_scale", lambda self, rows, std: measured.append(rows) or original(self, rows, std)
+    )
+    model, *_ = build(adapter_init="matched")
+    assert len(measured) == 2
+    assert all(torch.equal(rows, model.catalogue.text_sample(12)) and len(rows) == 12 for rows in measured)
+
+
+# --- ID tables ---------------------------------------------------------------------------------------------
+
+
+def test_the_table_takes_its_start_values_over_without_a_copy():
+    initial = torch.randn(4, 3)
+    assert IDVectors(initial, catalogue_of([0, 1, 1, 1]), "mean").weight.data_ptr() == initial.data_ptr()
+
+
+def test_no_two_experts_share_a_table_and_no_expert_keeps_its_backbones(build):
+    model, *_ = build()
+    n_items = len(model.catalogue.counts)
+    tables = [value for value in model.state_dict().values() if value.dim() == 2 and value.size(0) == n_items]
+    assert len(tables) == len({table.data_ptr() for table in tables}) == 2
+
+
+def test_start_values_do_not_depend_on_the_other_experts(build):
+    every = build(experts=["rec", "align", "llm", "match"])[0].state_dict()
+    alone = build(phases=["finetune"], experts=["llm"])[0].state_dict()
+    assert alone
+    assert all(torch.equal(every[name], value) for name, value in alone.items() if name.startswith("experts."))
+
+
+def test_looking_all_up_and_asking_for_rows_have_gradients_of_the_same_value():
+    """Sparse and dense gradients of a lookup with dropped and unseen items agree."""
+    torch.manual_seed(8)
+    catalogue = catalogue_of([0, 3, 0, 1, 9, 2])
+    initial, ids, upstream = torch.randn(6, 4), torch.tensor([0, 2, 4, 5]), torch.randn(4, 4)
+    grads = []
+    for sparse in (False, True):
+        items = IDVectors(initial.clone(), catalogue, "mean", dropout=0.5).train()
+        items.sparse = sparse
+        torch.manual_seed(9)
+        items(ids).backward(upstream)
+        grads.append(items.weight.grad)
+    assert not grads[0].is_sparse
+    assert grads[1].is_sparse
+    torch.testing.assert_close(grads[1].to_dense(), grads[0])
+
+
+def test_own_rows_are_neither_replaced_nor_dropped():
+    initial = torch.randn(6, 4)
+    items = IDVectors(initial.clone(), catalogue_of([0, 3, 0, 1, 9, 2]), "mean", dropout=0.9).train()
+    assert torch.equal(items.own_rows(torch.tensor([2, 4, 4])), initial[[2, 4, 4]])
 
 
 # --- the catalogue -----------------------------------------------------------------------------------------

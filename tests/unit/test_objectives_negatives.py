@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -84,6 +85,38 @@ def test_popular_negatives_are_as_frequent_as_in_training():
     assert sum((drawn[item] - expected[item]) ** 2 / expected[item] for item in SEEN) < 25
 
 
+@settings(max_examples=50)
+@given(counts=st.lists(st.integers(0, 9), min_size=1, max_size=12).filter(any))
+def test_every_interaction_is_one_share_of_the_popular_draws(counts: list[int]):
+    """A number in the middle of each of the n equal parts of [0, 1): each item is drawn as often as it was trained."""
+    n = sum(counts)
+    marks = (torch.arange(n, dtype=torch.float64) + 0.5) / n
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "rand", lambda *shape, **kwargs: marks)
+        drawn = sampler_of([[1]], counts=[0, *counts], by_popularity=True).draw(n).tolist()
+    assert drawn == [item for item, count in enumerate(counts, start=1) for _ in range(count)]
+
+
+@pytest.mark.parametrize(("mark", "item"), [(0.0, 2), (0.6, 3), (1.0, 3)])
+def test_each_part_of_the_interval_begins_with_its_item(mark: float, item: int, monkeypatch: pytest.MonkeyPatch):
+    """[0, 0.6) is item 2, the rest item 3; 1.0 stands for a product that rounding brings to the total."""
+    monkeypatch.setattr(torch, "rand", lambda *shape, **kwargs: torch.tensor([mark], dtype=torch.float64))
+    drawn = sampler_of([[1]], counts=[0, 0, 3, 2, 0], by_popularity=True).draw(1).tolist()
+    assert drawn == [item]
+
+
+def test_popular_draws_of_a_large_catalogue_reach_all_of_it():
+    """A million items, one of them with half of the interactions: float32 sums would not tell the others apart."""
+    torch.manual_seed(5)
+    counts = torch.ones(1_000_001, dtype=torch.long)
+    counts[0], counts[1] = 0, 10**9
+    sampler = NegativeSampler(counts, np.array([1]), True, True)
+    drawn = sampler.draw(2_000_000)
+    rest = drawn[drawn > 1]
+    assert abs(len(rest) - 2_000_000 * 1e6 / (1e9 + 1e6)) < 250  # 5.6 standard deviations
+    assert len(torch.unique(rest)) > 0.99 * len(rest)
+
+
 @pytest.mark.parametrize("by_popularity", [True, False])
 @pytest.mark.parametrize("seen_only", [True, False])
 def test_log_probabilities_are_those_of_the_draws(seen_only: bool, by_popularity: bool):
@@ -158,6 +191,13 @@ def test_phases_draw_by_their_own_settings(prepared):
     assert not samplers["align"].by_popularity
 
 
+def test_phases_that_draw_alike_share_a_sampler(prepared):
+    config, _, train, *_ = prepared(**{"loss": "bce", "align.negatives": "all"})
+    samplers = PAD(config, train._dataset).samplers
+    assert samplers["pretrain"] is samplers["finetune"]
+    assert samplers["pretrain"] is not samplers["align"]
+
+
 # --- one step by hand --------------------------------------------------------------------------------------
 
 
@@ -185,3 +225,13 @@ def test_sampled_softmax_by_hand():
     """Uniform draws cancel; the negative that is the target is left out: -log(e^2 / (e^2 + e))."""
     loss = OBJECTIVES["sampled_softmax"].loss(step(torch.tensor([1, 0]), torch.tensor([6, 5])))
     assert loss.item() == pytest.approx(np.log1p(np.exp(-1)), rel=1e-6)
+
+
+def test_sampled_softmax_takes_out_how_often_popular_items_are_drawn():
+    """Counts 4 (target), 2, 1 of 7; two draws: scores 2, 1, 0 less log(2 * 4/7), log(2 * 2/7), log(2 * 1/7)."""
+    counts = [0, 0, 0, 0, 0, 4, 2, 0, 0, 1]
+    drawn = step(torch.tensor([1, 2]), torch.tensor([6, 9]))
+    popular = replace(drawn, sampler=sampler_of([[1]], counts=counts, by_popularity=True))
+    loss = OBJECTIVES["sampled_softmax"].loss(popular)
+    scores = [2 - np.log(8 / 7), 1 - np.log(4 / 7), 0 - np.log(2 / 7)]
+    assert loss.item() == pytest.approx(np.log(np.exp(scores).sum()) - scores[0], rel=1e-6)

@@ -74,6 +74,14 @@ def test_none_returns_the_same_numbers_in_a_new_tensor():
     assert vectors[1].tolist() == [1.0, 2.0]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_vectors_themselves_stay_as_they_are(dtype: torch.dtype):
+    vectors = torch.from_numpy(table()).to(dtype)
+    before = vectors.clone()
+    transform_text(vectors, "whiten")
+    assert torch.equal(vectors, before)
+
+
 @pytest.mark.parametrize("spec", ["none", "center", "whiten", "whiten:2", "pca:3"])
 def test_padding_row_enters_no_statistic_and_stays_zero(spec: str):
     vectors, other = table(), table()
@@ -90,7 +98,7 @@ def test_blocks_and_input_types_do_not_matter(spec: str, tmp_path: Path, monkeyp
     whole = transform_text(torch.from_numpy(vectors), spec)
     np.save(tmp_path / "vectors.npy", vectors)
     memmap = np.load(tmp_path / "vectors.npy", mmap_mode="r")
-    monkeypatch.setattr(text_transforms, "ROWS_PER_BLOCK", 7)
+    monkeypatch.setattr(text_transforms, "NUMBERS_PER_BLOCK", 35)  # seven rows
     assert torch.allclose(transform_text(memmap, spec), whole, atol=1e-5)
 
 
