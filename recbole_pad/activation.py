@@ -52,6 +52,11 @@ class _ThenActivate(importlib.abc.Loader):
     def __init__(self, own: Any) -> None:
         self._own = own
 
+    def __getattr__(self, name: str) -> Any:
+        if name == "_own":  # asked for before __init__, by copy and pickle
+            raise AttributeError(name)
+        return getattr(self._own, name)
+
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
         """As the own loader."""
         module: ModuleType | None = self._own.create_module(spec)
