@@ -10,8 +10,10 @@ from __future__ import annotations
 import importlib
 import importlib.abc
 import importlib.machinery
+import pkgutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -19,62 +21,98 @@ import recbole.config.configurator
 import recbole.data.dataset
 import recbole.data.utils
 import recbole.trainer
+import recbole.trainer.trainer
 import recbole.utils.argument_list
 
+from recbole_pad import process_group
 from recbole_pad.keys import DATA_KEYS
 from recbole_pad.patching import replace
 
-_MODEL_ALIAS = "recbole.model.sequential_recommender.pad"
-_MODEL_MODULE = "recbole_pad.model.pad"
+
+@dataclass(frozen=True)
+class OurModel:
+    """Where a model of ours is, and the classes that RecBole looks for under ``<model>Trainer``, ``<model>Dataset``.
+
+    Attributes:
+        module: the module that holds the class of the model's name.
+        trainer: ``module:class``.
+        dataset: ``module:class``.
+    """
+
+    module: str
+    trainer: str
+    dataset: str = "recbole_pad.data.dataset:PADDataset"
+
+
+_TRAINING_FREE = OurModel("recbole_pad.baselines.models", "recbole_pad.baselines.trainer:TrainingFreeTrainer")
+MODELS: dict[str, OurModel] = {
+    "PAD": OurModel("recbole_pad.model.pad", "recbole_pad.trainer:PADTrainer"),
+    "Popularity": _TRAINING_FREE,
+    "MarkovChain": _TRAINING_FREE,
+    "TextKNN": _TRAINING_FREE,
+    "MarkovTextKNN": _TRAINING_FREE,
+}
+_MODEL_MODULES = {
+    f"recbole.model.sequential_recommender.{name.lower()}": model.module for name, model in MODELS.items()
+}
 
 
 def register() -> None:
-    """Register PAD's model, trainer, dataset, settings and loaders with RecBole. Idempotent."""
+    """Register our models, trainers, datasets, settings and loaders with RecBole. Idempotent."""
     if not any(isinstance(finder, _ModelFinder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _ModelFinder())
-    _add_lazily(recbole.trainer, "PADTrainer", "recbole_pad.trainer")
-    _add_lazily(recbole.data.dataset, "PADDataset", "recbole_pad.data.dataset")
+    _add_lazily(recbole.trainer, {f"{name}Trainer": model.trainer for name, model in MODELS.items()})
+    _add_lazily(recbole.data.dataset, {f"{name}Dataset": model.dataset for name, model in MODELS.items()})
     replace(recbole.config.configurator.Config, "_load_internal_config_dict", _with_our_settings)
     replace(recbole.data.utils, "get_dataloader", _with_our_loaders)
+    _let_processes_run_anywhere()
     _compare_our_data_keys()
 
 
 class _ModelFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """RecBole's `get_model("PAD")` looks for a module of its own package: that name means our module."""
+    """RecBole's `get_model("PAD")` looks for a module of its own package: such a name means our module."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        """A spec for the one name; None for every other."""
-        return importlib.machinery.ModuleSpec(name, self) if name == _MODEL_ALIAS else None
+        """A spec for the names of our models; None for every other."""
+        return importlib.machinery.ModuleSpec(name, self) if name in _MODEL_MODULES else None
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
         """A module that takes its attributes from ours."""
-        module = ModuleType(spec.name)
-        module.__getattr__ = lambda name: getattr(importlib.import_module(_MODEL_MODULE), name)  # type: ignore[method-assign]
+        module, ours = ModuleType(spec.name), _MODEL_MODULES[spec.name]
+        module.__getattr__ = lambda name: getattr(importlib.import_module(ours), name)  # type: ignore[method-assign]
         return module
 
     def exec_module(self, module: ModuleType) -> None:
         """Nothing to run."""
 
 
-def _add_lazily(owner: ModuleType, name: str, module: str) -> None:
-    """Give a module of RecBole's an attribute that is imported from ours when it is first read."""
+def _add_lazily(owner: ModuleType, sources: Mapping[str, str]) -> None:
+    """Give a module of RecBole's attributes that are imported from ours (``module:name``) when first read."""
     others = owner.__dict__.get("__getattr__")
-    if name in getattr(others, "_recbole_pad", {}):
+    if getattr(others, "_recbole_pad", None) == sources:
         return
 
     def __getattr__(asked: str) -> Any:  # noqa: N807 - PEP 562
-        if asked == name:
-            value = getattr(importlib.import_module(module), name)
-            setattr(owner, name, value)
+        if asked in sources:
+            value = pkgutil.resolve_name(sources[asked])
+            setattr(owner, asked, value)
             return value
         if others is not None:
             return others(asked)
         raise AttributeError(f"module {owner.__name__!r} has no attribute {asked!r}")
 
-    __getattr__._recbole_pad = {name}  # type: ignore[attr-defined]
+    __getattr__._recbole_pad = sources  # type: ignore[attr-defined]
     owner.__getattr__ = __getattr__  # type: ignore[method-assign]
+
+
+def _let_processes_run_anywhere() -> None:
+    """RecBole's distributed runs: on the CPU too, and one process writes."""
+    replace(recbole.config.configurator.Config, "_init_device", process_group.on_any_device)
+    replace(recbole.trainer.trainer.AbstractTrainer, "__init__", process_group.with_ddp_on_any_device)
+    replace(recbole.trainer.trainer.Trainer, "_save_checkpoint", process_group.by_first_process)
+    replace(recbole.trainer.trainer, "get_tensorboard", process_group.for_first_process)
 
 
 def _compare_our_data_keys() -> None:

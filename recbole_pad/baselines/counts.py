@@ -1,0 +1,54 @@
+"""What the training-free models know of the data: sparse matrices of histories and transitions."""
+
+from __future__ import annotations
+
+import numpy as np
+import scipy.sparse as sp
+from torch import Tensor
+
+from recbole_pad.data.histories import Histories
+
+TIE_WEIGHT = 1e-6
+
+
+def decayed_history(item_seq: Tensor, item_seq_len: Tensor, decay: float, n_items: int) -> sp.csr_matrix:
+    """The weight of every item in every history: the sum of decay^j over the places j of the item, newest first.
+
+    Args:
+        item_seq: item ids, oldest first, right-padded with 0, shape (B, N).
+        item_seq_len: items of each row, shape (B,).
+        decay: in [0, 1]; 0 keeps the newest item only.
+        n_items: V, padding included.
+
+    Returns:
+        Sparse float64, shape (B, V).
+    """
+    items, lengths = item_seq.cpu().numpy(), item_seq_len.cpu().numpy()
+    distance = lengths[:, None] - 1 - np.arange(items.shape[1])
+    rows, places = np.nonzero(distance >= 0)
+    weights = float(decay) ** distance[rows, places]
+    return sp.csr_matrix((weights, (rows, items[rows, places])), shape=(len(items), n_items))
+
+
+def transition_probabilities(train: Histories, n_items: int) -> sp.csr_matrix:
+    """P(next item | item) of a first-order Markov chain, from neighbouring items of the training histories.
+
+    Args:
+        train: each user's training interactions, in time order.
+        n_items: V, padding included.
+
+    Returns:
+        Sparse float64, shape (V, V); a row sums to 1, or is empty where the item is never followed by another.
+    """
+    is_last = np.zeros(len(train.items), dtype=bool)
+    is_last[train.offsets[1:][train.lengths > 0] - 1] = True
+    before, after = train.items[:-1][~is_last[:-1]], train.items[1:][~is_last[:-1]]
+    counts = sp.csr_matrix((np.ones(len(before)), (before, after)), shape=(n_items, n_items))
+    totals = np.asarray(counts.sum(axis=1)).ravel()
+    return sp.csr_matrix(sp.diags(1 / np.maximum(totals, 1)) @ counts)
+
+
+def popularity_ties(train_counts: np.ndarray) -> np.ndarray:
+    """What is added to a score so that ties go to the more popular item: count / largest count * 1e-6, shape (V,)."""
+    ties: np.ndarray = train_counts / max(train_counts.max(), 1) * TIE_WEIGHT
+    return ties

@@ -1,0 +1,103 @@
+"""Unit text vectors of the items: sparse tf-idf as it is, or the dense vectors of any text encoder."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+import torch.nn.functional as F
+
+from recbole_pad.config import PADConfig
+from recbole_pad.dataset_prep.encode_text import read_item_texts
+from recbole_pad.errors import InputError
+from recbole_pad.nn.text_transforms import transform_text
+
+TFIDF = {"min_df": 2, "ngram_range": (1, 2), "sublinear_tf": True, "stop_words": "english"}
+
+
+@dataclass(frozen=True)
+class ItemTexts:
+    """Unit text vectors; the inner product of two rows is their cosine.
+
+    Attributes:
+        vectors: shape (V, D), sparse float64 or dense float32; row 0, padding, is zero, and so are items without text.
+        fingerprint: names the vectors.
+    """
+
+    vectors: Any
+    fingerprint: str
+
+
+def item_texts(config: Any, dataset: Any) -> ItemTexts:
+    """The text vectors that `text_encoder`, `text_fields` and `text_transform` ask for.
+
+    ``text_encoder: tfidf`` gives the sparse tf-idf vectors themselves here, not PAD's projection of them on 256
+    directions, which loses much of what a nearest-neighbour search lives on (docs/baselines.md).
+
+    Args:
+        config: RecBole's config.
+        dataset: a split of `PADDataset`.
+
+    Raises:
+        InputError: for a sparse encoder with a transform, an item without a line in the .item file, texts without a
+            word that occurs twice, or as `find_text_table` and `transform_text`.
+    """
+    settings = PADConfig.read(config)
+    sparse = SPARSE_ENCODERS.get(settings.text_encoder)
+    return _dense_texts(settings, dataset) if sparse is None else _sparse_texts(sparse, settings, dataset)
+
+
+def _dense_texts(settings: PADConfig, dataset: Any) -> ItemTexts:
+    table = dataset.text_table
+    vectors = transform_text(table.read(), settings.text_transform)
+    return ItemTexts(F.normalize(vectors, dim=1).numpy(), table.fingerprint)
+
+
+def _sparse_texts(encode: Callable[[Sequence[str]], sp.csr_matrix], settings: PADConfig, dataset: Any) -> ItemTexts:
+    if settings.text_transform != "none":
+        raise InputError(
+            f"text_transform: {settings.text_transform!r} needs dense vectors, but the training-free models use "
+            f"text_encoder {settings.text_encoder!r} as a sparse matrix; set text_transform: none, or name dense "
+            "vectors, such as PAD's (text_encoder: file:text_vectors/NAME.npy)"
+        )
+    file = Path(dataset.dataset_path) / f"{dataset.dataset_name}.item"
+    texts = read_item_texts(file, settings.text_fields, dataset.iid_field)
+    rows = _rows(texts, dataset.field2id_token[dataset.iid_field][1:], file)
+    vectors = encode(list(texts.values()))[rows]
+    vectors = sp.vstack([sp.csr_matrix((1, vectors.shape[1])), vectors], format="csr")
+    digest = hashlib.sha256()
+    for part in (vectors.indptr, vectors.indices, vectors.data):
+        digest.update(np.ascontiguousarray(part).tobytes())
+    return ItemTexts(vectors, digest.hexdigest())
+
+
+def _rows(texts: Mapping[str, str], tokens: Sequence[Any], file: Path) -> np.ndarray:
+    """Where the text of each token is."""
+    place = {token: row for row, token in enumerate(texts)}
+    absent = [str(token) for token in tokens if str(token) not in place]
+    if absent:
+        raise InputError(
+            f"{file}: {len(absent)} of {len(tokens)} items have no line, for example {', '.join(absent[:3])}; add "
+            "them, or drop these items from the dataset"
+        )
+    return np.array([place[str(token)] for token in tokens], dtype=np.int64)
+
+
+def _tfidf(texts: Sequence[str]) -> sp.csr_matrix:
+    """Tf-idf of words and word pairs that at least two texts hold, without English stop words; unit rows or zero."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    try:
+        return TfidfVectorizer(**TFIDF).fit_transform(texts)
+    except ValueError as error:  # scikit-learn: "empty vocabulary", "no terms remain"
+        raise InputError(
+            f"text_encoder 'tfidf': no word occurs in two of the {len(texts)} texts; use other text_fields or minilm"
+        ) from error
+
+
+SPARSE_ENCODERS: dict[str, Callable[[Sequence[str]], sp.csr_matrix]] = {"tfidf": _tfidf}
