@@ -1,4 +1,4 @@
-"""Commands: `recbole-pad run | table | encode | quickstart`, and `run_recbole`, with the flags of RecBole's script."""
+"""Commands: `recbole-pad run | tune | table | encode | quickstart`, and `run_recbole`, with RecBole's flags."""
 
 from __future__ import annotations
 
@@ -90,6 +90,7 @@ def _add_encode(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text_vectors_dir", default=None, help="where vectors are written (default: text_vectors)")
     parser.add_argument("--item_field", default="item_id", help="column of the item ids (default: item_id)")
     parser.add_argument("--batch_size", type=int, default=64, help="texts per forward pass")
+    parser.add_argument("--nproc", type=int, default=1, help="processes that encode, each with the model loaded")
 
 
 def _encode(known: argparse.Namespace, settings: list[str]) -> int:
@@ -115,6 +116,7 @@ def _encode(known: argparse.Namespace, settings: list[str]) -> int:
         text_fields=fields,
         item_field=known.item_field,
         batch_size=known.batch_size,
+        nproc=known.nproc,
     )
     print(f"text vectors: {path}\nmanifest: {path.with_suffix('.json')}")
     return 0
@@ -143,6 +145,47 @@ def _table(known: argparse.Namespace, settings: list[str]) -> int:
     return 0
 
 
+def _add_tune(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", "-m", default="PAD", help="PAD or any RecBole model (default: PAD)")
+    parser.add_argument("--dataset", "-d", default="ml-100k", help="dataset name (default: ml-100k)")
+    parser.add_argument("--config_files", default=None, help="yaml files of settings, separated by spaces")
+    parser.add_argument("--space", default=None, help="yaml file, or a shipped space (default: the model's name)")
+    parser.add_argument("--trials", type=int, required=True, help="the study is finished with so many trials in all")
+    parser.add_argument("--storage", default=None, help="FILE.log, a database URL, or none (default: the folder's)")
+    parser.add_argument("--study", default="search", help="name of the search (default: search)")
+    parser.add_argument("--timeout", type=float, default=None, help="seconds after which no trial is started")
+    parser.add_argument("--sampler", default="tpe", help="tpe, random or grid (default: tpe)")
+    parser.add_argument("--pruner", default="median", help="median, hyperband or none (default: median)")
+    parser.add_argument("--metric", default=None, help="another valid_metric, for example Hit@10")
+    parser.epilog = "Settings of all trials: --key=value; --seed=N is of training and of the sampler. docs/tuning.md"
+
+
+def _tune(known: argparse.Namespace, settings: list[str]) -> int:
+    from recbole_pad.tune import tune
+
+    try:
+        found = tune(
+            known.model,
+            known.dataset,
+            known.trials,
+            space=known.space,
+            config_file_list=known.config_files.split() if known.config_files else None,
+            storage=known.storage,
+            study=known.study,
+            timeout=known.timeout,
+            sampler=known.sampler,
+            pruner=known.pruner,
+            metric=known.metric,
+        )
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on with the study", file=sys.stderr)
+        return 130
+    print(found["table"])
+    print("trials: " + ", ".join(f"{number} {state}" for state, number in found["counts"].items() if number))
+    print(f"best settings and all trials: {found['folder']}/best.yaml, trials.csv")
+    return 0
+
+
 def _no_flags(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "Any setting of RecBole or PAD: --key=value"
 
@@ -157,6 +200,7 @@ _COMMANDS: dict[
     str, tuple[Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace, list[str]], int], str]
 ] = {
     "run": (_add_run, _run, "train and evaluate PAD or any RecBole model"),
+    "tune": (_add_tune, _tune, "search the settings of a model"),
     "table": (_add_table, _table, "print the results of runs on one dataset as a table"),
     "encode": (_add_encode, _encode, "make text vectors of a dataset's items"),
     "quickstart": (_no_flags, _quickstart, "PAD against SASRec on ml-100k, in minutes"),

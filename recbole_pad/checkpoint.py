@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -19,16 +19,15 @@ from recbole_pad.keys import FIRST_READ_IN
 from recbole_pad.phases import PHASES
 
 FORMAT = "recbole_pad checkpoint 1"
-NUMBERS = 1  # raised with every change that moves the numbers of a run: older phases are then not taken from a cache
-T = TypeVar("T")
+NUMBERS = 2  # raised with every change that moves the numbers of a run: older phases are then not taken from a cache
 
 # Keys that change where and how a run happens, but not its numbers.
 _NOT_FINGERPRINTED = set(
     (
         "gpu_id use_gpu worker state data_path checkpoint_dir show_progress save_dataset dataset_save_path "
         "save_dataloaders dataloaders_save_path log_wandb wandb_project config_files config_file resume "
-        "init_checkpoint phase_cache phases text_vectors_dir local_rank nproc ip port offset single_spec "
-        "device url loss_decimal_place eval_batch_size metrics topk text_encoder "
+        "init_checkpoint phase_cache phases text_vectors_dir local_rank nproc world_size ip port offset single_spec "
+        "verbose device url loss_decimal_place eval_batch_size metrics topk text_encoder "
         "text_fields experts score_memory_mb text_memory_mb fast_data fast_evaluation"
     ).split()
 )
@@ -67,7 +66,7 @@ def load(path: Path, device: Any = "cpu") -> dict[str, Any]:
             f"{path}: no such checkpoint; give a file that a run of PAD wrote (pretrain.pth, align.pth, ...)"
         )
     try:
-        content = torch.load(path, map_location=device, weights_only=True)
+        content = torch.load(path, map_location=device, weights_only=True, mmap=True)  # tables are not held twice
     except Exception as error:  # torch raises half a dozen types for a damaged or a foreign file
         raise InputError(
             f"{path}: cannot be read as a checkpoint of recbole-pad ({type(error).__name__}): it is truncated or was "
@@ -136,23 +135,6 @@ def file_digest(path: Path) -> str:
         raise InputError(f"{path}: no such file")
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def from_first_process(config: Any, make: Callable[[], T]) -> T:
-    """What `make` returns; in a distributed run it is called in the first process only, for all of them."""
-    if config["single_spec"]:
-        return make()
-    is_first = int(config["local_rank"]) + int(config["offset"]) == 0
-    made: list[Any] = [make() if is_first else None]
-    torch.distributed.broadcast_object_list(made)
-    result: T = made[0]
-    return result
-
-
-def wait_for_all(config: Any) -> None:
-    """In a distributed run, wait until every process is here: what the first one writes is there then."""
-    if not config["single_spec"]:
-        torch.distributed.barrier()
 
 
 class RunFolder:

@@ -125,9 +125,7 @@ class PADConfig:
                 raise InputError(f"{key}: {getattr(self, key)!r} is neither True nor False")
         whole = {field.name for field in fields(self) if field.type == "int"}
         for key, (low, high) in _RANGES.items():
-            value, kind = getattr(self, key), "a whole number" if key in whole else "a number"
-            if not _is_number(value, key in whole) or not low <= value <= high:
-                raise InputError(f"{key}: {value!r} is not {kind} in [{low}, {high}]")
+            check_number(key, getattr(self, key), low, high, key in whole)
         if not self.mmd_bandwidths or not all(_is_number(alpha) and alpha > 0 for alpha in self.mmd_bandwidths):
             raise InputError(f"mmd_bandwidths: {self.mmd_bandwidths} must be numbers > 0, at least one")
         if self.gate_start != EQUAL and not _are_ends(self.gate_start):
@@ -144,6 +142,16 @@ class PADConfig:
         order = [name for name in _WORDS["phases"] if name in self.phases]
         if self.phases != order:
             raise InputError(f"phases: {self.phases} must keep the order {order}")
+
+
+def check_number(key: str, value: Any, low: float, high: float, is_whole: bool = False) -> None:
+    """Refuse what is not a (whole) number in [low, high].
+
+    Raises:
+        InputError: naming the key, the value and the range.
+    """
+    if not _is_number(value, is_whole) or not low <= value <= high:
+        raise InputError(f"{key}: {value!r} is not {'a whole number' if is_whole else 'a number'} in [{low}, {high}]")
 
 
 def _is_number(value: Any, is_whole: bool = False) -> bool:
@@ -233,9 +241,10 @@ def property_names(folder: str) -> list[str]:
 def add_plugin_settings(config: Any, model: str, model_class: Any, dataset: str) -> None:
     """Lay our property files over RecBole's defaults, then refuse keys that nobody reads.
 
-    Order, later wins: RecBole's files, the backbone's file, `protocol/<protocol>.yaml`, `model/<model>.yaml`,
-    `dataset/<dataset>.yaml`; the user's files, dict and command line win over all of them. For a model that is not
-    ours nothing changes unless the key `protocol` is set.
+    Order, later wins: RecBole's files, the backbone's file, `protocol/<protocol>.yaml`, `model/PAD.yaml`,
+    `model/<model>.yaml`, `dataset/<dataset>.yaml`; the user's files, dict and command line win over all of them. PAD's
+    keys stand below those of our other models, which share its dataset. For a model that is not ours nothing changes
+    unless the key `protocol` is set.
 
     Raises:
         InputError: for an unknown backbone, protocol or key.
@@ -243,20 +252,22 @@ def add_plugin_settings(config: Any, model: str, model_class: Any, dataset: str)
     internal, external = config.internal_config_dict, config.external_config_dict
     ours = properties("model", f"{model}.yaml")
     protocol = external.get("protocol", "pad" if ours else None)
-    if ours:
+    if "backbone" in ours:
         backbone = external.get("backbone", ours["backbone"])
         backbone_spec(backbone)
         config._update_internal_config_dict(str(_RECBOLE_PROPERTIES / "model" / f"{backbone}.yaml"))
     if protocol and _ranks_all_items(internal):
         pick(dict.fromkeys(property_names("protocol")), protocol, "protocol")
         internal.update(properties("protocol", f"{protocol}.yaml"))
-    internal.update(ours)
+    if ours:
+        internal.update(properties("model", "PAD.yaml"))
+        internal.update(ours)
     _let_plain_keys_win(internal, external)
     if protocol:
         internal.update(properties("dataset", f"{dataset}.yaml"))
         _load_time_column(internal)
         _no_negatives_for_full_softmax(internal, external)
-    _check_keys(config, ours)
+    _check_keys(config, model, ours)
 
 
 def _let_plain_keys_win(internal: dict[str, Any], external: Mapping[str, Any]) -> None:
@@ -284,7 +295,7 @@ def _no_negatives_for_full_softmax(internal: dict[str, Any], external: Mapping[s
         internal["train_neg_sample_args"] = None
 
 
-def _check_keys(config: Any, ours: Mapping[str, Any]) -> None:
+def _check_keys(config: Any, model: str, ours: Mapping[str, Any]) -> None:
     known = {
         *config.internal_config_dict,
         *_RUN_KEYS,
@@ -292,7 +303,7 @@ def _check_keys(config: Any, ours: Mapping[str, Any]) -> None:
     }
     pad_keys = {*properties("model", "PAD.yaml"), *properties("protocol", "pad.yaml")}
     known |= {f"{phase}.{key}" for phase in _WORDS["phases"] for key in PHASE_KEYS} if ours else pad_keys
-    if ours and "loss_type" in config.external_config_dict:
+    if "loss" in ours and "loss_type" in config.external_config_dict:
         raise InputError("loss_type: PAD's loss is set by the key `loss` (ce, bce, sampled_softmax); remove loss_type")
     ours_on_command_line = Path(sys.argv[0]).name in PROGRAMS
     for key in config.external_config_dict:
@@ -301,5 +312,6 @@ def _check_keys(config: Any, ours: Mapping[str, Any]) -> None:
         near = nearest(key, sorted(known), cutoff=0.75)
         on_command_line = key in config.cmd_config_dict
         if (ours and (ours_on_command_line or not on_command_line)) or nearest(key, sorted(pad_keys), cutoff=0.85):
-            raise InputError(f"unknown config key {key!r}{near}; keys of PAD: properties/model/PAD.yaml")
+            described = f"properties/model/{model}.yaml" if ours else "properties/model/PAD.yaml"
+            raise InputError(f"unknown config key {key!r}{near}; keys of {model if ours else 'PAD'}: {described}")
         logging.getLogger().warning("config key %r is not known to RecBole or PAD%s", key, near)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,10 +20,14 @@ from recbole_pad.checkpoint import RunFolder
 from recbole_pad.config import PADConfig, phase_view
 from recbole_pad.data.drift import drift_weights
 from recbole_pad.data.frequency import FREQUENCY_GROUPS, frequency_group
+from recbole_pad.data.loader import of_all_rows
+from recbole_pad.distributed import Processes, shared_loss
 from recbole_pad.model.gate_fit import fit_gate
+from recbole_pad.optimizers import dense_groups, row_tables, with_rows
 from recbole_pad.phases import PHASES
 from recbole_pad.seeding import rng_state, seed_all, set_rng_state
 
+_SEEDS_OF_A_PROCESS = 1_000_003  # distance of the seeds of two processes of a run
 ModuleStates = dict[str, dict[str, Tensor]]
 
 
@@ -70,6 +75,7 @@ class PhaseTrainer(Trainer):
     def __init__(self, config: Any, model: Any, folder: RunFolder | None = None, fingerprint: str = "") -> None:
         model.phase = self.phase
         self.settings = PADConfig.read(phase_view(config, self.phase))
+        self.processes = Processes.of(config)
         super().__init__(phase_view(config, self.phase), model)
         if not model.learns():
             self.epochs = self.eval_step = 0  # all experts are taken as they are, at most the gate is fitted
@@ -81,15 +87,18 @@ class PhaseTrainer(Trainer):
         self._continue_from: dict[str, Any] | None = None
         self._seconds_before = 0.0
         self._started = time.monotonic()
+        self._loss: Callable[[Any], Any] | None = None  # RecBole's loop takes the model's own
 
     def _build_optimizer(self, **kwargs: Any) -> Any:
-        """RecBole's optimizer over the phase's own parameters; the gate has its own rate and no weight decay."""
+        """RecBole's optimizer over the phase's own parameters; tables with sparse gradients have one of their own."""
         experts = [self.model.experts[name] for name in self.model.learning_experts()]
-        groups: list[dict[str, Any]] = [{"params": [p for expert in experts for p in expert.parameters()]}]
-        if "gate" in self.model.phase_modules():
-            rate = self.settings.gate_learning_rate
-            groups.append({"params": list(self.model.gate.parameters()), "lr": rate, "weight_decay": 0.0})
-        return super()._build_optimizer(params=groups, **kwargs)
+        gate = self.model.gate.parameters() if "gate" in self.model.phase_modules() else ()
+        tables = row_tables(experts)
+        dense = super()._build_optimizer(params=dense_groups(experts, gate, self.settings, tables), **kwargs)
+        if not tables:
+            return dense
+        self.clip_grad_norm = None  # RecBole's own call fails on sparse gradients
+        return with_rows(dense, tables, self.settings, self.config["clip_grad_norm"])
 
     def fit(
         self,
@@ -107,14 +116,37 @@ class PhaseTrainer(Trainer):
         self.model.phase = self.phase
         self._started = time.monotonic()
         if self._continue_from is None:
-            seed_all(self.settings.seed + list(PHASES).index(self.phase) + 1)
+            self._seed()
         self._use_batch_size(train_data)
         self.model.zero_grad(set_to_none=True)  # of earlier phases: RecBole clips over all parameters
-        super().fit(train_data, valid_data, verbose, True, show_progress, callback_fn)
+        with self._shared_loss() as self._loss:
+            super().fit(train_data, valid_data, verbose, True, show_progress, callback_fn)
         self._load_best()
         self._after_training(valid_data)
         self._finish()
         return self.record.best_valid_score, self.record.best_valid_result
+
+    def _seed(self, epoch: int = 0) -> None:
+        """Seed this process for the phase; each process of a run drops out and samples by itself."""
+        first = self.settings.seed + list(PHASES).index(self.phase) + 1
+        seed_all(first + _SEEDS_OF_A_PROCESS * self.processes.rank + epoch)
+
+    def _shared_loss(self) -> AbstractContextManager[Callable[[Any], Any]]:
+        """The model's loss, whose gradient is that of the whole step in every process."""
+        if not self.epochs:
+            return nullcontext(self.model.calculate_loss)
+        tables = row_tables(self.model.experts[name] for name in self.model.learning_experts())
+        is_table = {id(table) for table in tables}
+        trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        dense = [parameter for parameter in trained if id(parameter) not in is_table]
+        return shared_loss(self.model.calculate_loss, dense, tables, self.processes)
+
+    def set_reduce_hook(self) -> None:
+        """RecBole's dummy pass through DDP is not needed: the loss itself goes through it (`shared_loss`)."""
+
+    def sync_grad_loss(self) -> float:
+        """RecBole's zero times all parameters, likewise."""
+        return 0.0
 
     def _use_batch_size(self, train_data: Any) -> None:
         if hasattr(train_data, "set_epoch"):
@@ -122,13 +154,14 @@ class PhaseTrainer(Trainer):
 
     def _train_epoch(self, train_data: Any, epoch_idx: int, loss_func: Any = None, show_progress: bool = False) -> Any:
         if self._continue_from is not None:
-            set_rng_state(self._continue_from["rng"])
+            self._restore_rng(self._continue_from)
             self._continue_from = None
         elif self.folder is not None:
             self._save_last(epoch_idx)
         if hasattr(train_data, "set_epoch"):
             train_data.set_epoch(epoch_idx)
-        losses = super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
+        own = super()._train_epoch(train_data, epoch_idx, loss_func or self._loss, show_progress)
+        losses = self.processes.means(own) if isinstance(own, tuple) else self.processes.means([own])[0]
         total = sum(losses) if isinstance(losses, tuple) else losses
         self.record.train_loss.append(float(total) / max(len(train_data), 1))
         self.record.epochs = epoch_idx + 1
@@ -139,12 +172,8 @@ class PhaseTrainer(Trainer):
         self.record.best_epoch = epoch
         if self.folder is None:
             self._best = copied_states(self.model)
-        elif self._writes:
+        elif self.processes.is_first:
             checkpoint.save(self.folder.phase_file(self.phase), self.content(finished=False))
-
-    @property
-    def _writes(self) -> bool:
-        return bool(self.config["single_spec"]) or int(self.config["local_rank"]) == 0
 
     def content(self, finished: bool) -> dict[str, Any]:
         """What a phase's file holds: its name, fingerprint and record, and the weights of its modules as they are."""
@@ -159,7 +188,8 @@ class PhaseTrainer(Trainer):
     def _save_last(self, epoch: int) -> None:
         """The state between two epochs: everything that the next epoch depends on."""
         assert self.folder is not None
-        if not self._writes:
+        states = self.processes.objects(rng_state())
+        if not self.processes.is_first:
             return
         self._note_progress()
         state = {
@@ -169,9 +199,18 @@ class PhaseTrainer(Trainer):
             "best_valid_score": float(self.best_valid_score),
             "best_valid_result": _floats(self.best_valid_result),
             "optimizer": self.optimizer.state_dict(),
-            "rng": rng_state(),
+            "rng": states[0],
+            "rng_of_others": states[1:],
         }
         checkpoint.save(self.folder.last_file, state)
+
+    def _restore_rng(self, last: dict[str, Any]) -> None:
+        """Each process takes up its own random state; one that the killed run did not have starts a new one."""
+        states = [last["rng"], *last.get("rng_of_others", [])]
+        if self.processes.rank < len(states):
+            set_rng_state(states[self.processes.rank])
+        else:
+            self._seed(int(last["epoch"]))
 
     def continue_from(self, last: dict[str, Any]) -> None:
         """Continue a killed run from the content of its ``last.pth``; call it before `fit`."""
@@ -207,7 +246,7 @@ class PhaseTrainer(Trainer):
 
     def _load_best(self) -> None:
         if self.folder is not None:
-            checkpoint.wait_for_all(self.config)
+            self.processes.wait()
             self._best = checkpoint.load(self.folder.phase_file(self.phase), self.device)["modules"]
         if self._best is None:
             raise ValueError(f"phase {self.phase}: no epoch had a usable value of {self.config['valid_metric']} (NaN?)")
@@ -220,7 +259,7 @@ class PhaseTrainer(Trainer):
     def _finish(self) -> None:
         """Mark the phase's file as finished; it holds the weights that the model now has."""
         self._note_progress()
-        if self.folder is not None and self._writes:
+        if self.folder is not None and self.processes.is_first:
             checkpoint.save(self.folder.phase_file(self.phase), self.content(finished=True))
 
 
@@ -252,10 +291,9 @@ class FinetuneTrainer(PhaseTrainer):
         group = frequency_group(dataset.train_counts)
         weights = drift_weights(dataset.train_histories, dataset.item_num)[group]
         weights = weights * np.where(group <= FREQUENCY_GROUPS.index("1-5"), self.settings.gate_cold_weight, 1.0)
-        fit_gate(self.model, valid_data, torch.from_numpy(weights).float(), self.settings.seed)
-        if not self.config["single_spec"]:  # each process fits on its share of the rows: the first one's fit counts
-            for parameter in self.model.gate.parameters():
-                torch.distributed.broadcast(parameter.data, 0)
+        if self.processes.is_first:  # on all rows: a fit on shares of them would be another one
+            fit_gate(self.model, of_all_rows(valid_data), torch.from_numpy(weights).float(), self.settings.seed)
+        self.processes.same_values(self.model.gate.parameters())
         self.best_valid_score, self.best_valid_result = self._valid_epoch(valid_data)
         self.logger.info(f"gate fitted on validation data (in-sample): {_floats(self.best_valid_result)}")
 

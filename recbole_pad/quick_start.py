@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import sys
 import time
-from collections.abc import MutableMapping
+import traceback
+from collections.abc import Callable, MutableMapping
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from logging import getLogger
 from pathlib import Path
@@ -14,7 +17,6 @@ from typing import Any
 
 import recbole.model
 import torch
-import torch.multiprocessing as multiprocessing
 import yaml
 from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
@@ -22,11 +24,16 @@ from recbole.quick_start import objective_function as _recbole_objective
 from recbole.utils import ModelType, get_model, get_trainer, init_logger, init_seed
 
 import recbole_pad
-from recbole_pad import checkpoint
+from recbole_pad import checkpoint, launch
 from recbole_pad.checkpoint import RunFolder
+from recbole_pad.distributed import PROCESS_KEYS, Processes
 from recbole_pad.errors import InputError
+from recbole_pad.evaluation.collector import Ranks
 from recbole_pad.evaluation.evaluate import ItemGroups, evaluate_split
+from recbole_pad.fast_evaluation import evaluate_with_ranks
 from recbole_pad.phase_trainers import PhaseRecord, peak_memory_mb
+from recbole_pad.process_group import require_shared
+from recbole_pad.registration import MODELS
 from recbole_pad.registry import nearest
 from recbole_pad.trainer import PADTrainer
 
@@ -46,47 +53,84 @@ def run(
     port: str = "5678",
     group_offset: int = 0,
 ) -> dict[str, Any] | None:
-    """As RecBole's `quick_start.run`: one process, or several that this module spawns.
+    """As RecBole's `quick_start.run`: one process, several that this module spawns, or one of those that torchrun has.
 
-    RecBole's own `run` spawns processes that never import this plugin; ours do.
+    RecBole's own `run` spawns processes that never import this plugin; ours do. With a GPU for each process they use
+    NCCL, else gloo on the CPU.
 
     Returns:
-        What `run_recbole` returns (of the first process).
+        What `run_recbole` returns, of the first process; None where that one runs elsewhere.
 
     Raises:
-        InputError: as `run_recbole`, and if there is not a GPU for each process.
+        InputError: as `run_recbole`, and for numbers of processes that do not go together.
+        ProcessError: if one of several processes dies; it names the rank, the cause and how to continue.
     """
+    given = launch.torchrun_settings()
+    if given is not None:
+        if nproc != 1 or world_size > 0:
+            raise InputError("nproc, world_size: torchrun has started the processes already; leave these two out")
+        return _run_of_torchrun(given, model, dataset, config_file_list, config_dict, saved)
     if nproc == 1 and world_size <= 0:
         return run_recbole(model, dataset, config_file_list, config_dict, saved)
+    processes = launch.process_settings(nproc, world_size, ip, port, group_offset)
     _check_processes(nproc, model, dataset, config_file_list, config_dict)
-    queue = multiprocessing.get_context("spawn").SimpleQueue()
-    processes = {"world_size": world_size if world_size > 0 else nproc, "nproc": nproc}
-    settings = {**(config_dict or {}), **processes, "ip": ip, "port": port, "offset": group_offset}
-    kwargs = {"config_dict": settings, "queue": queue, "saved": saved}
-    multiprocessing.spawn(  # type: ignore[attr-defined]
-        run_recboles, args=(model, dataset, config_file_list, kwargs), nprocs=nproc, join=True
+
+    def arguments(mailbox: launch.Mailbox) -> tuple[Any, ...]:
+        settings = {**(config_dict or {}), **processes}
+        kwargs = {"config_dict": settings, "queue": mailbox, "saved": saved, "folder_opened": mailbox.run_folder}
+        return model, dataset, config_file_list, kwargs
+
+    result: dict[str, Any] | None = launch.run_processes(
+        run_recboles, arguments, processes, lambda folder: _how_to_continue(model, folder)
     )
-    return None if queue.empty() else queue.get()
+    return result
+
+
+def _run_of_torchrun(given: dict[str, Any], model: str, *args: Any) -> dict[str, Any] | None:
+    """One process of several that torchrun has started; torchrun ends the others if it fails."""
+    dataset, files, settings, saved = args
+    _check_processes(given["nproc"], model, dataset, files, settings)
+    launch.end_on_sigterm()
+    folders: list[Path] = []
+    rank = given["offset"] + given["local_rank"]
+    try:
+        result = run_recbole(model, dataset, files, {**(settings or {}), **given}, saved, folder_opened=folders.append)
+    except InputError:
+        raise
+    except Exception as error:
+        cause, is_victim = launch.cause_of(error)
+        if not is_victim:
+            traceback.print_exc()
+        remedy = partial(_how_to_continue, model)
+        folder = str(folders[0]) if folders else None
+        message = launch.failure_message(rank, given["world_size"], cause, folder, remedy)
+        raise launch.ProcessError(message) from error
+    return result if rank == 0 else None
+
+
+def _how_to_continue(model: str, folder: str | None) -> str:
+    if folder is None:
+        return "Nothing had been saved: start it again"
+    if model == "PAD":
+        return f"To continue, give the same command and --resume={folder}"
+    return f"What it has saved is in {folder}; {model} cannot be resumed, start it again"
 
 
 def _check_processes(
     nproc: int, model: str, dataset: str, files: list[str] | None, settings: dict[str, Any] | None
 ) -> None:
-    """Refuse here what would fail in each spawned process by an AssertionError or an error of NCCL."""
-    n_gpus = torch.cuda.device_count()
-    if n_gpus < nproc or not torch.distributed.is_nccl_available():
-        raise InputError(
-            f"nproc: {nproc} processes need {nproc} GPUs, RecBole's distributed training runs on CUDA with NCCL "
-            f"only; there are {n_gpus} usable ones here: leave nproc at 1"
-        )
+    """Refuse here, once, what would fail in each process."""
+    n_gpus = torch.cuda.device_count()  # before a Config sets CUDA_VISIBLE_DEVICES
     check_model(model)
     config = _config(model, dataset, files, settings)
     check_dataset(config)
-    if len(config["gpu_id"].split(",")) < nproc:
+    if not config["use_gpu"] or n_gpus == 0 or not torch.distributed.is_nccl_available():
+        return
+    if n_gpus < nproc:
+        getLogger().warning("nproc: %d processes need as many GPUs, there are %d: running on the CPU", nproc, n_gpus)
+    elif len(config["gpu_id"].split(",")) < nproc:
         every = ",".join(map(str, range(nproc)))
         raise InputError(f"gpu_id: {config['gpu_id']!r} names too few GPUs for nproc {nproc}; set --gpu_id={every}")
-    for folder in (f"log/{model}", config["checkpoint_dir"]):  # RecBole fails where two processes make one at once
-        Path(folder).mkdir(parents=True, exist_ok=True)
 
 
 def run_recboles(rank: int, *args: Any) -> None:
@@ -113,6 +157,7 @@ def run_recbole(
     config_dict: dict[str, Any] | None = None,
     saved: bool = True,
     queue: Any = None,
+    folder_opened: Callable[[Path], None] | None = None,
 ) -> dict[str, Any]:
     """Train and evaluate a model, PAD or any of RecBole's, and write ``result.json`` into the run's folder.
 
@@ -123,7 +168,8 @@ def run_recbole(
         config_dict: settings that win over the files. Key `protocol` (``pad`` by default here, ``recbole``) chooses
             the evaluation settings of all sequential models alike.
         saved: write checkpoints and the result.
-        queue: where a spawned process puts the result.
+        queue: where the first process of a distributed run puts the result.
+        folder_opened: called with the run's folder as soon as it is there.
 
     Returns:
         RecBole's keys (``best_valid_score``, ``valid_score_bigger``, ``best_valid_result``, ``test_result``), plus
@@ -135,42 +181,53 @@ def run_recbole(
     check_model(model)
     config = _config(model, dataset, config_file_list, config_dict)
     check_dataset(config)
+    processes = Processes.of(config)
     init_seed(config["seed"], config["reproducibility"])
-    init_logger(config)
+    _init_logger(config, processes)
     logger = getLogger()
     logger.info(config)
 
     whole = create_dataset(config)
     logger.info(whole)
     train_data, valid_data, test_data = data_preparation(config, whole)
-    init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
+    init_seed(config["seed"] + processes.rank, config["reproducibility"])
     network = get_model(model)(config, train_data._dataset).to(config["device"])
     logger.info(network)
     trainer = get_trainer(config["MODEL_TYPE"], model)(config, network)
     started = time.monotonic()
     folder: RunFolder | None = None
-    if saved and not isinstance(trainer, PADTrainer):
-        folder = checkpoint.from_first_process(config, lambda: RunFolder.create(config, f"seed{config['seed']}"))
+    opened = folder_opened or (lambda path: None)
+    if isinstance(trainer, PADTrainer):
+        trainer.folder_opened = opened
+    elif saved:
+        folder = processes.from_first(lambda: RunFolder.create(config, f"seed{config['seed']}"))
+        require_shared(folder.path, processes)
+        opened(folder.path)
         trainer.saved_model_file = str(folder.model_file)
     best_valid_score, best_valid_result = trainer.fit(
         train_data, valid_data, saved=saved, show_progress=config["show_progress"]
     )
     record = _stock_record(trainer, len(train_data), time.monotonic() - started)
-    checkpoint.wait_for_all(config)
-    test_result = trainer.evaluate(test_data, load_best_model=saved, show_progress=config["show_progress"])
+    processes.wait()
+    groups, split = _item_groups(config, whole, valid_data, test_data), config["eval_args"]["split"]
+    pairs = None if groups is None else groups.pairs(split, "test")
+    test_result, test_ranks = evaluate_with_ranks(
+        trainer, test_data, pairs, load_best_model=saved, show_progress=config["show_progress"]
+    )
 
     report = {
         **_header(config, network),
         "best_valid_result": _plain(best_valid_result),
         "test_result": _plain(test_result),
-        "phases": _phase_reports(trainer, record, whole, valid_data, test_data),
+        "phases": _phase_reports(trainer, record, groups, valid_data, test_data, test_ranks),
         "total_seconds": time.monotonic() - started,
         "versions": _versions(),
     }
     folder = trainer.folder if isinstance(trainer, PADTrainer) else folder
-    if folder is not None and config["local_rank"] == 0:
+    if folder is not None and processes.is_first:
         checkpoint.write_json(folder.result_file, report)
         given = {"model": model, "dataset": dataset, **config.external_config_dict}  # can be passed as --config_files
+        given = {key: value for key, value in given.items() if key not in PROCESS_KEYS}
         _write_yaml(folder.path / "config.yaml", given)
         _write_yaml(folder.path / "all_settings.yaml", config.final_config_dict)
         logger.info(f"result: {folder.result_file}")
@@ -184,9 +241,69 @@ def run_recbole(
     }
     if not config["single_spec"]:
         torch.distributed.destroy_process_group()
-    if queue is not None and config["local_rank"] == 0:
+    if queue is not None and processes.is_first:
         queue.put(result)
     return result
+
+
+def _init_logger(config: Config, processes: Processes) -> None:
+    """RecBole's log, of the first process; the others write no file, and say nothing but errors."""
+    Path(config["checkpoint_dir"]).mkdir(parents=True, exist_ok=True)  # RecBole fails where two make it at once
+    if processes.is_first:
+        init_logger(config)
+    else:
+        logging.basicConfig(level=logging.ERROR)
+
+
+def train(
+    model: str,
+    dataset: str,
+    config_file_list: list[str] | None = None,
+    config_dict: dict[str, Any] | None = None,
+    validated: Callable[[str, int, float], None] | None = None,
+) -> dict[str, Any]:
+    """Train and validate as `run_recbole` does, without the test split and without files: a trial of a search.
+
+    Args:
+        model: as of `run_recbole`.
+        dataset: the same.
+        config_file_list: the same.
+        config_dict: the same.
+        validated: called after each validation with the phase (``train`` for a stock model), the epoch in it, counted
+            from 0, and the score; what it raises ends the training.
+
+    Returns:
+        ``best_valid_score`` and ``best_valid_result`` of the last phase, and ``phases``: name -> the phase's epochs,
+        best_epoch, best_valid_score, seconds and reused_from.
+
+    Raises:
+        InputError: as `run_recbole`.
+    """
+    check_model(model)
+    config = _config(model, dataset, config_file_list, config_dict)
+    check_dataset(config)
+    init_seed(config["seed"], config["reproducibility"])
+    train_data, valid_data, _ = data_preparation(config, create_dataset(config))
+    init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
+    network = get_model(model)(config, train_data._dataset).to(config["device"])
+    trainer = get_trainer(config["MODEL_TYPE"], model)(config, network)
+    started = time.monotonic()
+
+    def epoch_done(epoch: int, score: float) -> None:
+        if validated is not None:
+            validated(getattr(network, "phase", "train"), epoch, float(score))
+
+    score, result = trainer.fit(
+        train_data, valid_data, saved=False, show_progress=config["show_progress"], callback_fn=epoch_done
+    )
+    stock = {"train": _stock_record(trainer, len(train_data), time.monotonic() - started)}
+    records = trainer.records if isinstance(trainer, PADTrainer) else stock
+    kept = ("epochs", "best_epoch", "best_valid_score", "seconds", "reused_from")
+    return {
+        "best_valid_score": score,
+        "best_valid_result": _plain(result),
+        "phases": {name: {key: getattr(record, key) for key in kept} for name, record in records.items()},
+    }
 
 
 def _config(model: str, dataset: str, config_file_list: list[str] | None, config_dict: dict[str, Any] | None) -> Config:
@@ -212,13 +329,13 @@ def _protocol_of_files(config_file_list: list[str] | None) -> dict[str, Any]:
 
 
 def model_names() -> list[str]:
-    """Names of RecBole's models (and PAD), from the class files of its model packages."""
-    names = {"PAD"}
+    """Names of our models, and of RecBole's, from the class files of its model packages."""
+    names: set[str] = set()
     for folder in Path(recbole.model.__file__).parent.glob("*_recommender"):
         text = "\n".join(path.read_text(encoding="utf-8") for path in folder.glob("*.py") if path.name != "__init__.py")
         names |= {line[6:].split("(")[0].strip() for line in text.splitlines() if line.startswith("class ")}
-    lower = {path.stem for path in Path(recbole.model.__file__).parent.glob("*_recommender/*.py")} | {"pad"}
-    return sorted(name for name in names if name.lower() in lower)
+    lower = {path.stem for path in Path(recbole.model.__file__).parent.glob("*_recommender/*.py")}
+    return sorted({name for name in names if name.lower() in lower} | set(MODELS))
 
 
 def check_model(model: str) -> None:
@@ -230,7 +347,7 @@ def check_model(model: str) -> None:
     known = model_names()
     if model not in known:
         raise InputError(
-            f"model: {model!r} is not a model of RecBole or PAD{nearest(model, known)}; known: {', '.join(known)}"
+            f"model: {model!r} is not a model of RecBole or of ours{nearest(model, known)}; known: {', '.join(known)}"
         )
 
 
@@ -257,14 +374,28 @@ def check_dataset(config: Any) -> None:
     )
 
 
-def _phase_reports(trainer: Any, record: PhaseRecord, whole: Any, valid_data: Any, test_data: Any) -> dict[str, Any]:
-    """Each phase's own model on both held-out splits; a stock model has one phase, called ``train``."""
-    config = trainer.config
+def _item_groups(config: Any, whole: Any, valid_data: Any, test_data: Any) -> ItemGroups | None:
+    """Item frequencies and histories, where the report by groups is defined: full ranking, leave-one-out."""
     split, mode = config["eval_args"]["split"], config["eval_args"]["mode"]
     groupable = config["MODEL_TYPE"] == ModelType.SEQUENTIAL and split.get("LS") == "valid_and_test"
-    groups = None
-    if groupable and set(mode.values()) == {"full"}:
-        groups = ItemGroups.of(whole, valid_data, test_data, int(config["n_bins"] or 10))
+    if not groupable or set(mode.values()) != {"full"}:
+        return None
+    return ItemGroups.of(whole, valid_data, test_data, int(config["n_bins"] or 10))
+
+
+def _phase_reports(
+    trainer: Any,
+    record: PhaseRecord,
+    groups: ItemGroups | None,
+    valid_data: Any,
+    test_data: Any,
+    test_ranks: Ranks | None,
+) -> dict[str, Any]:
+    """Each phase's own model on both held-out splits; a stock model has one phase, called ``train``.
+
+    `test_ranks` are those of the last phase, which are not computed again.
+    """
+    split = trainer.config["eval_args"]["split"]
     records = trainer.records if isinstance(trainer, PADTrainer) else {"train": record}
     reports: dict[str, Any] = {}
     for phase, kept in records.items():
@@ -281,21 +412,23 @@ def _phase_reports(trainer: Any, record: PhaseRecord, whole: Any, valid_data: An
         }
         if groups is not None:
             for name, loader in (("valid", valid_data), ("test", test_data)):
-                reports[phase][name] = evaluate_split(trainer, loader, groups, split, name)
+                known = test_ranks if (phase, name) == (list(records)[-1], "test") else None
+                reports[phase][name] = evaluate_split(trainer, loader, groups, split, name, ranks=known)
     return reports
 
 
 def _stock_record(trainer: Any, n_batches: int, seconds: float) -> PhaseRecord:
     """What RecBole's trainer remembers of its training, as a phase's record."""
     losses = list(getattr(trainer, "train_loss_dict", {}).values())
+    mean = Processes.of(trainer.config).means([float(loss) for loss in losses])  # RecBole has that of its own rows
     record = PhaseRecord(
         epochs=len(losses),
-        train_loss=[float(loss) / max(n_batches, 1) for loss in losses],
+        train_loss=[loss / max(n_batches, 1) for loss in mean],
         seconds=seconds,
         peak_memory_mb=peak_memory_mb(trainer.config["device"]),
     )
-    if losses and trainer.best_valid_result:
-        n_evaluations = len(losses) // trainer.eval_step
+    if trainer.best_valid_result:
+        n_evaluations = len(losses) // max(trainer.eval_step, 1)  # a training-free model has no epochs
         record.best_epoch = (n_evaluations - trainer.cur_step) * trainer.eval_step - 1
         record.best_valid_score = float(trainer.best_valid_score)
         record.best_valid_result = _plain(trainer.best_valid_result) or {}

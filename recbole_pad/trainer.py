@@ -12,6 +12,7 @@ from torch import nn
 from recbole_pad import checkpoint
 from recbole_pad.checkpoint import RunFolder
 from recbole_pad.config import PADConfig
+from recbole_pad.distributed import Processes
 from recbole_pad.errors import InputError
 from recbole_pad.phase_trainers import (
     PHASE_TRAINERS,
@@ -21,6 +22,7 @@ from recbole_pad.phase_trainers import (
     copied_states,
     load_modules,
 )
+from recbole_pad.process_group import require_shared
 
 
 class PADTrainer(Trainer):
@@ -31,13 +33,16 @@ class PADTrainer(Trainer):
 
     Attributes:
         folder: the run folder, from `fit` on; None with ``saved=False``.
+        folder_opened: called with its path once it is there; may be replaced.
         records: what is remembered of each phase.
     """
 
     def __init__(self, config: Any, model: Any) -> None:
+        self.processes = Processes.of(config)
         super().__init__(config, model)
         self.settings = PADConfig.read(config)
         self.folder: RunFolder | None = None
+        self.folder_opened: Callable[[Path], None] = lambda path: None
         self.records: dict[str, PhaseRecord] = {}
         self._states: dict[str, ModuleStates] = {}
 
@@ -59,14 +64,16 @@ class PADTrainer(Trainer):
         names = {phase: checkpoint.fingerprint(self.config, dataset, phase) for phase in self.settings.phases}
         last_name = names[self.settings.phases[-1]]
         if saved:
-            self.folder = checkpoint.from_first_process(self.config, lambda: self._open_folder(last_name))
+            self.folder = self.processes.from_first(lambda: self._open_folder(last_name))
+            require_shared(self.folder.path, self.processes)
+            self.folder_opened(self.folder.path)
         trained = self._load_initial()
         for phase in self.settings.phases:
             self.model.phase = phase
             self.model.start_experts(trained)
             trainer = PHASE_TRAINERS[phase](self.config, self.model, self.folder, names[phase])
             reused = self._reuse(trainer)
-            checkpoint.wait_for_all(self.config)  # nobody may look at files of a phase that another has begun
+            self.processes.wait()  # nobody may look at files of a phase that another has begun
             if not reused:
                 learning = ", ".join(self.model.learning_experts()) or "no expert"
                 self.logger.info(f"phase {phase}: training {learning} of {', '.join(self.model.phase_modules())}")
@@ -78,7 +85,7 @@ class PADTrainer(Trainer):
             trained |= {name.removeprefix("experts.") for name in self.model.phase_modules()}
         if self.folder is not None:
             self.saved_model_file = str(self.folder.model_file)
-            if trainer._writes:
+            if self.processes.is_first:
                 checkpoint.write_whole(self.folder.model_file, self._save_recbole_checkpoint)
                 self.folder.last_file.unlink(missing_ok=True)
         last = self.records[self.settings.phases[-1]]
@@ -140,7 +147,7 @@ class PADTrainer(Trainer):
             if content["finished"]:
                 load_modules(self.model, content["modules"])
                 trainer.record = PhaseRecord(**{**content["record"], "reused_from": str(path)})
-                if self.folder is not None and path.parent != self.folder.path and trainer._writes:
+                if self.folder is not None and path.parent != self.folder.path and self.processes.is_first:
                     checkpoint.save(self.folder.phase_file(trainer.phase), _without_format(content))
                 self.logger.info(f"phase {trainer.phase}: taken from {path}")
                 return True
@@ -161,7 +168,7 @@ class PADTrainer(Trainer):
         return places
 
     def _to_cache(self, trainer: PhaseTrainer) -> None:
-        if not self.config["phase_cache"] or not trainer._writes:
+        if not self.config["phase_cache"] or not self.processes.is_first:
             return
         checkpoint.save(self._places(trainer)[-1], trainer.content(finished=True))
 

@@ -6,6 +6,7 @@ SIGIR 2025, arXiv 2412.04107. Formulas: docs/method.md.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -18,13 +19,17 @@ from torch import Tensor, nn
 
 from recbole_pad.backbones import backbone_spec
 from recbole_pad.config import PADConfig, phase_view
-from recbole_pad.model.experts import Expert, build_expert
-from recbole_pad.model.items import AlignedVectors, Catalogue
+from recbole_pad.data.loader import REPEATED
+from recbole_pad.data.text_cache import MappedVectors
+from recbole_pad.distributed import Processes
+from recbole_pad.model.experts import Expert, build_experts
+from recbole_pad.model.items import AlignedVectors, Catalogue, IDVectors
 from recbole_pad.model.negatives import NegativeSampler
 from recbole_pad.model.objectives import OBJECTIVES, Step
+from recbole_pad.model.precision import computing_in
 from recbole_pad.nn.gate import GATES
 from recbole_pad.nn.mmd import ALIGN_LOSSES
-from recbole_pad.nn.text_transforms import transform_text
+from recbole_pad.optimizers import updates_rows
 from recbole_pad.phases import PHASES, STARTS_FROM
 
 
@@ -52,8 +57,7 @@ class Positions:
         """The expert's user states that have a target, shape (M, d); `item_seq` holds rows of `table`."""
         if self.is_position is None:
             return expert.backbone.last_state(table, item_seq, self.item_seq_len, self.user)
-        states: Tensor = expert.backbone(table, item_seq, self.item_seq_len, self.user)
-        return states[self.is_position]
+        return expert.backbone.position_states(table, item_seq, self.item_seq_len, self.user)
 
 
 class PAD(SequentialRecommender):
@@ -73,9 +77,9 @@ class PAD(SequentialRecommender):
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
+        self.processes = Processes.of(config)
         self.settings = PADConfig.read(config)
         self.phase_settings = {name: PADConfig.read(phase_view(config, name)) for name in self.settings.phases}
-        self.phase = self.settings.phases[-1]
         self.backbone_spec = backbone_spec(self.settings.backbone)
         self.trains_all_positions = dataset.train_rows == "sequences"
         members = {name for phase in self.settings.phases for name in self._members(phase)}
@@ -86,35 +90,59 @@ class PAD(SequentialRecommender):
             torch.from_numpy(dataset.bins),
             self._text_vectors(dataset) if members - {"rec"} else None,
         )
-        self.experts = nn.ModuleDict(
-            {name: build_expert(name, config, dataset, self.settings, self.catalogue) for name in sorted(members)}
-        )
+        self.experts = build_experts(members, config, dataset, self.settings, self.catalogue)
         self.gate = GATES[self.settings.gate_form](
             self.settings.n_bins, self.settings.experts, self.settings.gate_norm, self.settings.gate_start
         )
-        self.samplers = nn.ModuleDict(
-            {
-                name: NegativeSampler(
-                    self.catalogue.counts,
-                    dataset.train_histories.keys(self.n_items),
-                    settings.negatives == "seen",
-                    settings.negative_sampling == "popularity",
-                )
-                for name, settings in self.phase_settings.items()
-                if OBJECTIVES[settings.loss].needs_sampler
-            }
-        )
+        self.samplers = self._build_samplers(dataset)
+        self._updates_rows = {
+            name: updates_rows(settings, self.n_items - 1, OBJECTIVES[settings.loss].needs_sampler, name)
+            for name, settings in self.phase_settings.items()
+        }
+        self.phase = self.settings.phases[-1]
         self.text_fingerprint = dataset.text_table.fingerprint if members - {"rec"} else None
         self.trained_before: set[str] = set()
-        self._kept: tuple[str, list[Tensor], Tensor] | None = None
+        self._kept: _KeptVectors | None = None
 
-    def _text_vectors(self, dataset: Any) -> Tensor:
-        return transform_text(dataset.text_table.read(), self.settings.text_transform)
+    def _text_vectors(self, dataset: Any) -> Tensor | MappedVectors:
+        """The transformed text vectors; those that stay on disk are made and checked by the first process, for all."""
+        table, spec, memory_mb = dataset.text_table, self.settings.text_transform, self.settings.text_memory_mb
+        if table.stays_on_disk(spec, memory_mb):
+            on_disk: MappedVectors = self.processes.from_first(lambda: table.transformed(spec, memory_mb))
+            if on_disk.path.is_file():  # not so on a machine that does not share the folder
+                return on_disk
+        vectors: Tensor | MappedVectors = table.transformed(spec, memory_mb)
+        return vectors
+
+    def _build_samplers(self, dataset: Any) -> nn.ModuleDict:
+        """A sampler for each phase whose loss draws negatives; phases that draw alike share one."""
+        of_phase = {
+            name: (settings.negatives == "seen", settings.negative_sampling == "popularity")
+            for name, settings in self.phase_settings.items()
+            if OBJECTIVES[settings.loss].needs_sampler
+        }
+        if not of_phase:
+            return nn.ModuleDict()
+        keys = dataset.train_histories.keys(self.n_items)
+        samplers = {how: NegativeSampler(self.catalogue.counts, keys, *how) for how in set(of_phase.values())}
+        return nn.ModuleDict({name: samplers[how] for name, how in of_phase.items()})
 
     def _members(self, phase: str) -> tuple[str, ...]:
         return PHASES[phase].members(self.settings.experts)
 
     # --- phases -----------------------------------------------------------------------------------------------------
+
+    @property
+    def phase(self) -> str:
+        """The phase that is trained and scored; with it, whether ID tables get sparse gradients (`sparse_updates`)."""
+        return self._phase
+
+    @phase.setter
+    def phase(self, name: str) -> None:
+        self._phase = name
+        for module in self.experts.modules():
+            if isinstance(module, IDVectors):
+                module.sparse = self._updates_rows.get(name, False)
 
     def start_experts(self, trained: set[str]) -> None:
         """Before a phase: experts not yet trained start as copies of the trained ones that they start from."""
@@ -153,21 +181,49 @@ class PAD(SequentialRecommender):
 
     def item_vectors(self, item_ids: Tensor | None = None) -> Tensor:
         """Folded vectors [w_1 v_1; w_2 v_2; ...] of the items, or of all (with padding): shape (n, w)."""
-        return self._fold(self._tables(item_ids), item_ids)
+        kept = self._kept_vectors()
+        if kept is None:
+            return self._fold(self._vectors(item_ids), item_ids)
+        return kept.folded if item_ids is None else kept.folded[item_ids]
 
     def user_vectors(self, interaction: Interaction) -> Tensor:
         """Folded user states [h_1; h_2; ...] after the newest item: shape (B, w)."""
-        return self._user_vectors(interaction, self._scoring_tables()[0])
+        return torch.cat(self.expert_states(interaction), dim=1)
+
+    def expert_vectors(self, item_ids: Tensor | None = None) -> list[Tensor]:
+        """Vectors of the items, or of all, of each expert of the present phase, without the gate: (n, d_k) each."""
+        kept = self._kept_vectors()
+        if kept is None:
+            return self._vectors(item_ids)
+        return kept.experts if item_ids is None else [vectors[item_ids] for vectors in kept.experts]
+
+    def expert_states(self, interaction: Interaction) -> list[Tensor]:
+        """User states of each expert of the present phase: (B, d_k) each; only the rows' own items are computed."""
+        item_seq, item_seq_len, user = self._sequence(interaction)
+        kept = self._kept_vectors()
+        if kept is None:
+            item_ids = torch.unique(torch.cat([item_seq.new_zeros(1), item_seq.flatten()]))
+            tables, item_seq = self._vectors(item_ids), _Places(item_ids)(item_seq)
+        else:
+            tables = kept.experts
+        with self._precision():
+            states = [
+                self._expert(name).backbone.last_state(table, item_seq, item_seq_len, user)
+                for name, table in zip(self._members(self.phase), tables, strict=True)
+            ]
+        return [state.float() for state in states]  # ranks are counted in float32: bfloat16 scores would tie
 
     def full_sort_predict(self, interaction: Interaction) -> Tensor:
-        """Scores of all items: shape (B, V); one matrix product of the folded vectors."""
-        tables, vectors = self._scoring_tables()
-        return self._user_vectors(interaction, tables) @ vectors.T
+        """Scores of all items: shape (B, V); inner products of the folded vectors, item vectors made in blocks."""
+        users = self.user_vectors(interaction)
+        n_items = self.n_items if self._kept_vectors() is not None else self._memory // (4 * users.size(1)) + 1
+        every = torch.arange(self.n_items, device=users.device)
+        return torch.cat([users @ self.item_vectors(item_ids).T for item_ids in every.split(n_items)], dim=1)
 
     def predict(self, interaction: Interaction) -> Tensor:
         """Score of the row's own candidate item: shape (B,)."""
-        tables, vectors = self._scoring_tables()
-        return (self._user_vectors(interaction, tables) * vectors[interaction[self.ITEM_ID]]).sum(dim=1)
+        item_ids, place = torch.unique(interaction[self.ITEM_ID], return_inverse=True)
+        return (self.user_vectors(interaction) * self.item_vectors(item_ids)[place]).sum(dim=1)
 
     def train(self, mode: bool = True) -> PAD:
         """Switch between training and evaluation; either way item vectors kept for scoring are dropped."""
@@ -185,37 +241,31 @@ class PAD(SequentialRecommender):
         self._kept = None
         super().load_other_parameter(para)
 
-    def _scoring_tables(self) -> tuple[list[Tensor], Tensor]:
-        """Each expert's item vectors, and the folded ones; computed once per evaluation."""
+    @property
+    def _memory(self) -> int:
+        return self.settings.score_memory_mb * 2**20
+
+    def _kept_vectors(self) -> _KeptVectors | None:
+        """The vectors of all items, computed once per evaluation; None in training, and where they need more memory.
+
+        The limit is `score_memory_mb`; a larger catalogue is computed in blocks, where and when it is needed.
+        """
         if self.training or torch.is_grad_enabled():
-            tables = self._tables(None)
-            return tables, self._fold(tables, None)
-        if self._kept is None or self._kept[0] != self.phase:
-            tables = self._tables(None)
-            self._kept = self.phase, tables, self._fold(tables, None)
-        return self._kept[1:]
+            return None
+        if self._kept is None or self._kept.phase != self.phase:
+            one = self._vectors(torch.zeros(1, dtype=torch.int64, device=self.catalogue.bins.device))
+            size = 4 * self.n_items * sum(vectors.size(1) for vectors in one) * (1 if len(one) == 1 else 2)
+            experts = self._vectors(None) if size <= self._memory else []
+            self._kept = _KeptVectors(self.phase, experts, self._fold(experts, None) if experts else one[0])
+        return self._kept if self._kept.experts else None
 
-    def _tables(self, item_ids: Tensor | None) -> list[Tensor]:
-        return [self._expert(name).items(item_ids) for name in self._members(self.phase)]
+    def _vectors(self, item_ids: Tensor | None) -> list[Tensor]:
+        with self._precision():
+            vectors = [self._expert(name).items(item_ids) for name in self._members(self.phase)]
+        return [vector.float() for vector in vectors]
 
-    def _user_vectors(self, interaction: Interaction, tables: list[Tensor]) -> Tensor:
-        return torch.cat(self._expert_states(interaction, tables), dim=1)
-
-    def _expert_states(self, interaction: Interaction, tables: list[Tensor]) -> list[Tensor]:
-        sequence = self._sequence(interaction)
-        members = self._members(self.phase)
-        return [
-            self._expert(name).backbone.last_state(table, *sequence)
-            for name, table in zip(members, tables, strict=True)
-        ]
-
-    def expert_tables(self) -> list[Tensor]:
-        """Item vectors of each expert of the present phase, without the gate: (V, d_k) each."""
-        return self._scoring_tables()[0]
-
-    def expert_states(self, interaction: Interaction) -> list[Tensor]:
-        """User states of each expert of the present phase: (B, d_k) each."""
-        return self._expert_states(interaction, self._scoring_tables()[0])
+    def _precision(self) -> AbstractContextManager[Any]:
+        return computing_in(self.settings.precision, self.catalogue.bins.device)
 
     def _fold(self, vectors: list[Tensor], item_ids: Tensor | None) -> Tensor:
         if len(vectors) == 1:
@@ -239,12 +289,16 @@ class PAD(SequentialRecommender):
         objective = OBJECTIVES[settings.loss]
         sampler = cast(NegativeSampler, self.samplers[self.phase]) if objective.needs_sampler else None
         negatives = objective.draw(sampler, positions.target_user, settings.n_negatives)
-        steps = self._steps(positions, negatives, sampler)
-        recommendation = torch.stack([objective.loss(step) for step in steps]).sum()
+        with self._precision():
+            steps = self._steps(positions, negatives, sampler)
+            own = torch.stack([objective.loss(step) for step in steps]).sum()
+        n_positions = 0 if REPEATED in interaction else len(positions.target)
+        recommendation = own * self.processes.weight_of_mean(n_positions, own.device)
         if not PHASES[self.phase].aligns or settings.mmd_weight == 0 or settings.align_loss == "none":
             return recommendation
         rows = self._alignment_rows(interaction, positions, negatives)
-        return recommendation, settings.mmd_weight * self._alignment_loss(rows)
+        with self._precision():
+            return recommendation, settings.mmd_weight * self._alignment_loss(rows)
 
     def _sequence(self, interaction: Interaction) -> tuple[Tensor, Tensor, Tensor]:
         """(item_seq, item_seq_len, user); item_seq is trimmed to its longest row where the backbone allows it."""
@@ -294,6 +348,7 @@ class PAD(SequentialRecommender):
                 negative_ids=negatives,
                 softmax_ids=self.catalogue.seen_ids if only_seen else self.catalogue.item_ids,
                 sampler=sampler,
+                score_memory_mb=self.settings.score_memory_mb,
             )
 
         names = self.learning_experts() if self._separate else self._members(self.phase)
@@ -307,34 +362,62 @@ class PAD(SequentialRecommender):
             return [step(own, table) for own, table in zip(states, tables, strict=True)]
         return [step(torch.cat(states, dim=1), self._fold(tables, item_ids))]
 
-    def _alignment_rows(self, interaction: Interaction, positions: Positions, negatives: Tensor | None) -> Tensor:
-        """Item ids whose text and ID vectors are compared: distinct items, or every slot with padding (published)."""
+    def _alignment_rows(
+        self, interaction: Interaction, positions: Positions, negatives: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Distinct items whose text and ID vectors are compared, and how often each counts (None: once).
+
+        They count once each, or as often as they stand in the slots of the batch, with padding (published).
+        The alignment loss is no mean over rows: each process takes the rows of all of them, and gets the same loss.
+        """
         drawn = [] if negatives is None else [negatives.flatten()]
         if self.phase_settings[self.phase].mmd_rows == "unique":
-            rows = torch.unique(torch.cat([positions.item_seq.flatten(), positions.target, *drawn]))
-            return rows[rows > 0]
+            own = torch.unique(torch.cat([positions.item_seq.flatten(), positions.target, *drawn]))
+            rows = own if self.processes.alone else torch.unique(self._of_all_processes(own, interaction))
+            return rows[rows > 0], None
         slots = interaction[self.ITEM_SEQ]
         targets = F.pad(slots[:, 1:], (0, 1)).scatter(
             1, positions.item_seq_len[:, None] - 1, interaction[self.ITEM_ID][:, None]
         )
-        empty = slots.numel() - len(drawn[0]) if drawn else 0
-        return torch.cat([slots.flatten(), targets.flatten(), *drawn, slots.new_zeros(max(empty, 0))])
+        parts = [self._of_all_processes(part.flatten(), interaction) for part in (slots, targets, *drawn)]
+        empty = len(parts[0]) - len(parts[2]) if drawn else 0
+        return torch.unique(torch.cat([*parts, slots.new_zeros(max(empty, 0))]), return_counts=True)
 
-    def _alignment_loss(self, item_ids: Tensor) -> Tensor:
+    def _of_all_processes(self, item_ids: Tensor, interaction: Interaction) -> Tensor:
+        return self.processes.concatenated(item_ids[:0] if REPEATED in interaction else item_ids)
+
+    def _alignment_loss(self, rows: tuple[Tensor, Tensor | None]) -> Tensor:
+        item_ids, counts = rows
         settings = self.phase_settings[self.phase]
         items = self._expert("align").items
         assert isinstance(items, AlignedVectors)
-        if len(item_ids) < 2:
-            return items.ids.weight.sum() * 0.0
+        if counts is None and len(item_ids) < 2:
+            return items.ids.own_rows(item_ids).sum() * 0.0
         text_emb = items.text.adapter(self.catalogue.text(item_ids))
-        id_emb = F.embedding(item_ids, items.ids.weight)
+        id_emb = items.ids.own_rows(item_ids)
         return ALIGN_LOSSES[settings.align_loss](
             text_emb,
             id_emb,
             kernel=settings.mmd_kernel,
             alphas=settings.mmd_bandwidths,
             temperature=settings.infonce_temperature,
+            counts=counts,
         )
+
+
+@dataclass(frozen=True)
+class _KeptVectors:
+    """Item vectors kept for an evaluation.
+
+    Attributes:
+        phase: that they belong to.
+        experts: of each expert, shape (V, d_k); empty where they are too large to be kept.
+        folded: of all experts, weighted by the gate, shape (V, w).
+    """
+
+    phase: str
+    experts: list[Tensor]
+    folded: Tensor
 
 
 class _Places:

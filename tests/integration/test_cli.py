@@ -15,9 +15,11 @@ import numpy as np
 import pytest
 import torch
 
+import recbole_pad.launch
 import recbole_pad.quick_start
 from recbole_pad.__main__ import main, run_recbole_main
 from recbole_pad.errors import InputError
+from recbole_pad.launch import Mailbox
 
 SCRIPTS = Path(sys.executable).parent  # the console scripts of this environment
 
@@ -210,20 +212,28 @@ def test_the_flags_are_those_of_recboles_script(monkeypatch: pytest.MonkeyPatch)
 # --- several processes ----------------------------------------------------------------------------
 
 
-def test_more_processes_than_gpus_are_refused(refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch):
-    """RecBole would fail in every process, with an AssertionError or an error of NCCL."""
+def test_fewer_gpus_than_processes_leave_them_on_the_cpu(
+    settings: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """With a word about it: one GPU may be what the user has counted on."""
+    spawned: list[Any] = []
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # RecBole's Config sets it
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: True)
-    message = refused("--dataset=tiny", "--nproc=2")
-    assert message.startswith("nproc: 2 processes need 2 GPUs")
-    assert "NCCL" in message
-    assert "leave nproc at 1" in message
+    monkeypatch.setattr(recbole_pad.launch, "run_processes", lambda *args: spawned.append(args))
+    recbole_pad.quick_start.run("PAD", "tiny", config_dict=settings(), nproc=2)
+    assert len(spawned) == 1
+    assert "nproc: 2 processes need as many GPUs, there are 1: running on the CPU" in caplog.text
 
 
-def test_processes_without_nccl_are_refused(refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
-    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: False)
-    assert "NCCL" in refused("--dataset=tiny", "--nproc=2")
+def test_torchruns_processes_and_our_own_are_not_started_together(
+    refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+):
+    for name, value in zip(("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"), "1122", strict=True):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    monkeypatch.setenv("MASTER_PORT", "99")
+    assert "torchrun has started the processes already" in refused("--dataset=tiny", "--nproc=2")
 
 
 @pytest.fixture
@@ -233,7 +243,7 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # RecBole's Config sets it
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: True)
-    monkeypatch.setattr(torch.multiprocessing, "spawn", lambda *args, **kwargs: spawned.append((args, kwargs)))
+    monkeypatch.setattr(recbole_pad.launch, "run_processes", lambda *args: spawned.append(args))
     return spawned
 
 
@@ -247,19 +257,23 @@ def test_a_wrong_dataset_is_refused_before_processes_are_started(refused: Callab
     assert two_gpus == []
 
 
-def test_every_process_runs_the_plugins_function(settings: Callable[..., dict[str, Any]], two_gpus: list[Any]):
+def test_every_process_runs_the_plugins_function(
+    settings: Callable[..., dict[str, Any]], two_gpus: list[Any], tmp_path: Path
+):
     asked = settings(gpu_id="0,1")
     recbole_pad.quick_start.run("PAD", "tiny", config_dict=asked, nproc=2, port="99", saved=False)
-    (((function,), kwargs),) = two_gpus
+    ((function, arguments, places, remedy),) = two_gpus
     assert function is recbole_pad.quick_start.run_recboles
-    assert (kwargs["nprocs"], kwargs["join"]) == (2, True)
-    *names, options = kwargs["args"]
+    assert places == {"nproc": 2, "world_size": 2, "ip": "localhost", "port": "99", "offset": 0}
+    mailbox = Mailbox(tmp_path)
+    *names, options = arguments(mailbox)
     assert names == ["PAD", "tiny", None]
     assert options["saved"] is False
-    added = {"nproc": 2, "world_size": 2, "ip": "localhost", "port": "99", "offset": 0}
-    assert options["config_dict"] == {**asked, **added}
-    assert Path("log/PAD").is_dir(), "RecBole's processes would make it at the same time, and one would fail"
-    assert Path("saved").is_dir()
+    assert options["config_dict"] == {**asked, **places}
+    options["queue"].put({"test_result": 1})
+    options["folder_opened"](Path("saved/run"))
+    assert (mailbox.found("result"), mailbox.found("run_folder")) == ({"test_result": 1}, "saved/run")
+    assert "--resume=saved/run" in remedy("saved/run")
 
 
 def test_a_process_gets_its_rank(monkeypatch: pytest.MonkeyPatch):

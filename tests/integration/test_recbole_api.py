@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import sys
 from collections import Counter
@@ -21,7 +20,6 @@ from recbole.utils import get_trainer
 
 import recbole_pad
 import recbole_pad.quick_start
-from recbole_pad.model.pad import PAD
 from recbole_pad.quick_start import run_recbole
 
 Settings = Callable[..., dict[str, Any]]
@@ -109,83 +107,6 @@ def test_recboles_own_functions_run_pad_after_import_and_reload_it_without(setti
     assert (alone["plugin before"], alone["plugin after"], alone["model"]) == (False, True, "PAD")
     assert alone["loaded"] == plugin["run"]
     assert alone["SASRec"] == plugin["SASRec"], "the plugin changed a stock model"
-
-
-# --- two processes --------------------------------------------------------------------------------
-
-ONE_OF_TWO = """
-import json, sys
-settings = json.loads(sys.argv.pop(1))
-
-import recbole_pad, torch
-import recbole.config.configurator, recbole.trainer.trainer as trainer_module
-from recbole_pad.quick_start import run_recbole
-
-def on_the_cpu(self):  # RecBole's own knows NCCL and CUDA only
-    final = self.final_config_dict
-    final["device"], final["single_spec"] = torch.device("cpu"), False
-    address = f"tcp://{final['ip']}:{final['port']}"
-    torch.distributed.init_process_group("gloo", rank=final["local_rank"], world_size=2, init_method=address)
-
-recbole.config.configurator.Config._init_device = on_the_cpu
-original = trainer_module.DistributedDataParallel
-trainer_module.DistributedDataParallel = lambda model, device_ids: original(model)
-result = run_recbole("PAD", "tiny", config_dict=settings)
-print(json.dumps({key: result[key] for key in ("test_result", "run_folder", "report")}, default=float))
-"""
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("localhost", 0))
-        return int(listener.getsockname()[1])
-
-
-@pytest.mark.slow
-def test_two_processes_share_one_run_and_count_every_row_once(
-    settings: Settings, prepared: Callable[..., Any], tmp_path: Path
-):
-    """37 rows of validation are two unequal shares, so RecBole's sampler repeats one."""
-    for folder in ("log/PAD", "saved"):  # as `quick_start.run` does before it starts processes
-        (tmp_path / folder).mkdir(parents=True)
-    common = {"nproc": 2, "world_size": 2, "offset": 0, "ip": "localhost", "port": free_port()}
-    processes = [
-        subprocess.Popen(
-            [
-                sys.executable,
-                "-c",
-                ONE_OF_TWO,
-                json.dumps({**settings(epochs=1), **common, "local_rank": rank}),
-            ],
-            cwd=tmp_path,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
-    try:
-        printed = [process.communicate(timeout=240) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(errors for _, errors in printed)
-    first, second = (json.loads(out.strip().splitlines()[-1]) for out, _ in printed)
-    assert first["run_folder"] == second["run_folder"]
-    assert [str(path.relative_to(tmp_path)) for path in (tmp_path / "saved").iterdir()] == [first["run_folder"]]
-    assert read_strictly(tmp_path / first["run_folder"] / "result.json") == first["report"]
-    for name, phase in first["report"]["phases"].items():
-        assert (phase["valid"]["masked"]["all"]["n"], phase["test"]["masked"]["all"]["n"]) == (37, 38)
-        assert phase["test"] == second["report"]["phases"][name]["test"]
-
-    content = torch.load(tmp_path / first["run_folder"] / "model.pth", weights_only=False)
-    config, _, train, _, test = prepared(epochs=1)
-    network = PAD(config, train._dataset)
-    network.load_state_dict(content["state_dict"])
-    alone = get_trainer(config["MODEL_TYPE"], "PAD")(config, network).evaluate(test, load_best_model=False)
-    found = first["report"]["phases"]["finetune"]["test"]["masked"]["all"]
-    for metric in ("hit@5", "ndcg@5", "hit@10", "mrr@10"):
-        assert float(alone[metric]) == pytest.approx(found[metric], abs=0.5001e-4)
 
 
 # --- tuning ---------------------------------------------------------------------------------------

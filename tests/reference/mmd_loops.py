@@ -48,6 +48,22 @@ def mk_mmd(kernel: str, text: list[Row], ids: list[Row], alphas: Sequence[float]
     return within / (n * (n - 1)) - 2 * cross / n**2
 
 
+def gaussian_mk_mmd_grad(text: list[Row], ids: list[Row], alphas: Sequence[float]) -> list[list[float]]:
+    """The gradient by the rows [text; ids], bandwidths held, from k' = -(a - b) / sigma^2 k of each pair of rows."""
+    rows, n = text + ids, len(text)
+    mean = mean_over_pairs(rows, sq_dist)
+    grad = [[0.0] * len(rows[0]) for _ in rows]
+    for i, a in enumerate(rows):
+        for j, b in enumerate(rows):
+            if i == j:
+                continue
+            weight = 1 / (n * (n - 1)) if (i < n) == (j < n) else -1 / n**2
+            for alpha in alphas:
+                pull = 2 * weight * math.exp(-sq_dist(a, b) / (2 * alpha * mean)) / (alpha * mean)
+                grad[i] = [g - pull * (x - y) for g, x, y in zip(grad[i], a, b, strict=True)]
+    return grad
+
+
 def info_nce(text: list[Row], ids: list[Row], temperature: float) -> float:
     n = len(text)
     total = 0.0

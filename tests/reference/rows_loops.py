@@ -46,3 +46,8 @@ def positions(item_seq: list[list[int]], target: list[int]) -> list[tuple[int, i
         following = [*real[1:], target[row]]
         result += [(row, t, item) for t, item in enumerate(following)]
     return result
+
+
+def padded_window(values: Sequence[float], end: int, length: int, width: int) -> list[float]:
+    """The `length` values before `end`, then zeros up to `width`."""
+    return [values[place] for place in range(end - length, end)] + [0] * (width - length)

@@ -317,7 +317,7 @@ def test_every_key_is_a_setting_of_pad_or_of_recbole_or_read_by_name():
         *(key for name in BACKBONES for key in backbone_defaults(name)),
     }
     source = "\n".join(path.read_text() for path in ROOT.rglob("*.py"))
-    read_by_name = set(re.findall(r"config\[\"([\w.]+)\"\]", source))
+    read_by_name = set(re.findall(r"config\[\"([\w.]+)\"\]", source)) | set(re.findall(r"_ours\(\"(\w+)\"", source))
     keys = {
         *defaults(),
         *(key for file in PROTOCOLS.glob("*.yaml") for key in yaml.safe_load(file.read_text())),

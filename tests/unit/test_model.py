@@ -100,6 +100,9 @@ class Places:
         rows, columns = map(torch.arange, item_seq.shape)
         return torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=2)
 
+    def position_states(self, table: Tensor, item_seq: Tensor, item_seq_len: Tensor, user: Tensor) -> Tensor:
+        return self(table, item_seq, item_seq_len, user)[item_seq > 0]
+
     def last_state(self, table: Tensor, item_seq: Tensor, item_seq_len: Tensor, user: Tensor) -> Tensor:
         return torch.stack([torch.arange(len(item_seq)), torch.full((len(item_seq),), -1)], dim=1)
 
