@@ -1,4 +1,4 @@
-# make quickstart | test | check | format | clean        needs Python 3.11 and nothing else: no virtual environment,
+# make quickstart | test | bench | check | format | clean        needs Python 3.11 and nothing else: no virtual environment,
 # no activation. The first run makes .venv and installs the versions of constraints.txt into it (some minutes);
 # later runs install again only if setup.py or constraints.txt changed.
 #
@@ -15,11 +15,12 @@ ifneq ($(strip $(RECBOLE_PAD_DATA)),)
 export RECBOLE_PAD_DATA
 endif
 
-.PHONY: help install quickstart test check format clean
+.PHONY: help install quickstart test bench check format clean
 
 help:
 	@echo "make quickstart   install if needed, then prepare a small data set, train PAD and print its results"
 	@echo "make test         every test that needs no GPU, slow ones too"
+	@echo "make bench        every figure of docs/performance.md, with its verdict (some 20 minutes; RECBOLE_PAD_DATA for all rows)"
 	@echo "make check        lint, format and type check"
 	@echo "make format       rewrite the files as ruff wants them"
 	@echo "make clean        remove build leftovers and caches (keeps .venv, saved/ and log/)"
@@ -31,6 +32,9 @@ quickstart: $(STAMP)
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n 2
+
+bench: $(STAMP)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python benchmarks/run_all.py
 
 check: $(STAMP)
 	$(VENV)/bin/ruff check .

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import InputError
+from .shares import Team, encode_shared
 from .text_encoders import package_version
 from .text_encoders import text_encoder as load_text_encoder
 
@@ -140,11 +141,14 @@ def encode_items(
     item_field: str = "item_id",
     batch_size: int = 64,
     show_progress: bool = True,
+    nproc: int = 1,
+    team: Team | None = None,
 ) -> Path:
     """Encode the text of every item of `item_file` and write vectors and manifest into `folder`.
 
     Both files are written under temporary names and moved into place, the manifest last. A run that breaks
-    off leaves either the old pair, or no manifest. The same input gives the same bytes in the `.npy`.
+    off leaves either the old pair, or no manifest. The same input gives the same bytes in the `.npy`; with another
+    number of processes values may differ by rounding.
 
     Args:
         item_file: RecBole atomic `.item` file.
@@ -155,6 +159,8 @@ def encode_items(
         item_field: column of the item tokens.
         batch_size: texts per forward pass.
         show_progress: draw a progress bar.
+        nproc: processes that encode, this one among them; see `encode_shared`.
+        team: processes that all make this call, instead of `nproc`; the first one writes.
 
     Returns:
         Path of the `.npy`: float32, shape (items in the file, D), rows in the order of the sorted tokens.
@@ -165,15 +171,20 @@ def encode_items(
     """
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1, not {batch_size}")
+    if nproc < 1:
+        raise InputError(f"nproc must be at least 1, not {nproc}")
     texts = read_item_texts(item_file, text_fields, item_field)
     npy, manifest_file = vector_files(folder, dataset, text_encoder, text_fields)
     _make_folder(npy.parent)  # before the encoding, which may take hours
 
     model = load_text_encoder(text_encoder)
     items = sorted(texts)
-    vectors = np.ascontiguousarray(
-        model.encode([texts[item] for item in items], batch_size, show_progress), dtype=np.float32
+    encoded = encode_shared(
+        model, text_encoder, [texts[item] for item in items], batch_size, show_progress, nproc, team
     )
+    if encoded is None:  # another process of the team has the vectors, and writes them
+        return npy
+    vectors = np.ascontiguousarray(encoded, dtype=np.float32)
     if vectors.ndim != 2 or len(vectors) != len(items):
         raise InputError(f"text_encoder {text_encoder!r} gave shape {vectors.shape} for {len(items)} texts")
     check_vectors(vectors, items, f"text_encoder {text_encoder!r}", "use another text encoder")

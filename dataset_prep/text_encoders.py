@@ -13,7 +13,7 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,10 +22,13 @@ from .errors import InputError
 
 __all__ = [
     "TEXT_ENCODERS",
+    "PerTextEncoder",
     "SentenceEncoder",
     "TextEncoder",
     "TfidfEncoder",
+    "Vectors",
     "fill_zero_rows",
+    "of_distinct",
     "package_version",
     "text_encoder",
 ]
@@ -46,6 +49,15 @@ class TextEncoder(Protocol):
 
     def encode(self, texts: Sequence[str], batch_size: int, show_progress: bool) -> Vectors:
         """Return one row per text, in the order of `texts`, shape (n, D), float32."""
+        ...
+
+
+@runtime_checkable
+class PerTextEncoder(TextEncoder, Protocol):
+    """A text encoder whose vector of a text depends on that text alone: shares of the texts may be encoded apart."""
+
+    def encode_each(self, texts: Sequence[str], batch_size: int, show_progress: bool) -> Vectors:
+        """Return one row per text as the model gives it, zero rows too, shape (n, D), float32."""
         ...
 
 
@@ -84,13 +96,16 @@ class SentenceEncoder:
         Returns:
             Vectors, shape (n, D), float32; equal texts have equal rows.
         """
-        distinct = list(dict.fromkeys(texts))
+        return of_distinct(texts, lambda distinct: self.encode_each(distinct, batch_size, show_progress))
+
+    def encode_each(self, texts: Sequence[str], batch_size: int, show_progress: bool) -> Vectors:
+        """Encode the texts as they come; shape (n, D), float32, (0, 0) without texts; zero rows stay zero."""
+        if not texts:
+            return np.zeros((0, 0), dtype=np.float32)
         vectors = self._model.encode(
-            distinct, batch_size=batch_size, show_progress_bar=show_progress, convert_to_numpy=True
+            list(texts), batch_size=batch_size, show_progress_bar=show_progress, convert_to_numpy=True
         )
-        row = {text: r for r, text in enumerate(distinct)}
-        table: Vectors = np.asarray(vectors, dtype=np.float32)
-        return fill_zero_rows(table[[row[text] for text in texts]], texts)
+        return np.asarray(vectors, dtype=np.float32)
 
 
 class TfidfEncoder:
@@ -151,6 +166,27 @@ class TfidfEncoder:
         # Rows had norm 1, or 0 without any word; below 1e-6 the SVD left nothing but rounding of either.
         reduced[np.linalg.norm(reduced, axis=1) < 1e-6] = 0.0
         return fill_zero_rows(np.asarray(reduced, dtype=np.float32), texts)
+
+
+_Vectors = TypeVar("_Vectors", Vectors, Vectors | None)
+
+
+def of_distinct(texts: Sequence[str], encode_each: Callable[[list[str]], _Vectors]) -> _Vectors:
+    """Encode each distinct text once; equal texts get equal rows, zero rows are filled (`fill_zero_rows`).
+
+    Args:
+        texts: n texts.
+        encode_each: gives the rows of distinct texts, shape (m, D); or None, where another process has them.
+
+    Returns:
+        Vectors, shape (n, D), float32; None if `encode_each` gives None.
+    """
+    distinct = list(dict.fromkeys(texts))
+    vectors = encode_each(distinct)
+    if vectors is None:
+        return vectors
+    row = {text: r for r, text in enumerate(distinct)}
+    return fill_zero_rows(vectors[[row[text] for text in texts]], texts)
 
 
 def fill_zero_rows(vectors: Vectors, texts: Sequence[str]) -> Vectors:
