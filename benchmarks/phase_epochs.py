@@ -13,6 +13,7 @@ ones is given. The seconds of the published code were measured once, on the same
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -93,16 +94,18 @@ def measure(settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return measured
 
 
-def profile(settings: dict[str, Any], n_operations: int = 12) -> None:
-    """Print where the time of an epoch goes: share of each operation's own CPU time (kernels as torch names them)."""
+def profile(settings: dict[str, Any], n_steps: int = 10, n_operations: int = 12) -> None:
+    """Print where the time of a step goes: share of each operation's own CPU time (operations as torch names them)."""
     config, train_data, model = build(settings)
+    steps = list(itertools.islice(train_data, n_steps))
     for phase in REPEATS:
-        epoch = epoch_of(config, train_data, model, phase)
+        epoch = epoch_of(config, steps, model, phase)
+        epoch()
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
             epoch()
         spent = sorted(profiler.key_averages(), key=lambda entry: -entry.self_cpu_time_total)
         total = sum(entry.self_cpu_time_total for entry in spent)
-        print(f"\n{phase}: {total / 1e6:.1f} s with the profiler\n\n| operation | share, % |\n| --- | --- |")
+        print(f"\n{phase}: {n_steps} steps, {total / 1e6:.2f} s\n\n| operation | share, % |\n| --- | --- |")
         for entry in spent[:n_operations]:
             print(f"| `{entry.key}` | {100 * entry.self_cpu_time_total / total:.1f} |")
 

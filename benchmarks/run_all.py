@@ -40,9 +40,7 @@ def run(name: str) -> list[dict[str, Any]]:
         return [_no_figure(name, "RECBOLE_PAD_DATA is not set")]
     environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
     started = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, f"{name}.py"], cwd=HERE, env=environment, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, f"{name}.py"], cwd=HERE, env=environment, capture_output=True, text=True)
     print(done.stdout, flush=True)
     print(f"{name}: {time.monotonic() - started:.0f} s\n", flush=True)
     if done.returncode:
