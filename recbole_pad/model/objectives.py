@@ -27,7 +27,7 @@ class Step:
         negative_ids: item ids of the negatives, as `negatives`.
         softmax_ids: item ids of the full softmax, sorted, shape (S,); every target is among them.
         sampler: for its sampling probabilities.
-        score_memory_mb: memory for the scores that the full softmax holds at once, in MB (10^6 bytes).
+        score_memory_mb: memory for the scores that the full softmax holds at once, in MB (2^20 bytes).
     """
 
     states: Tensor
@@ -60,7 +60,7 @@ def _full_softmax(step: Step) -> Tensor:
     has_all = len(step.softmax_ids) == len(step.vectors) - 1  # all but the padding: no copy is needed
     vectors = step.vectors[1:] if has_all else step.vectors.index_select(0, step.softmax_ids)
     target = torch.searchsorted(step.softmax_ids, step.target_ids)
-    return blocked_softmax_ce(step.states, vectors, target, step.score_memory_mb * 10**6)
+    return blocked_softmax_ce(step.states, vectors, target, step.score_memory_mb * 2**20)
 
 
 def _pos_score(step: Step) -> Tensor:

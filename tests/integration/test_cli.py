@@ -217,6 +217,7 @@ def test_fewer_gpus_than_processes_leave_them_on_the_cpu(
 ):
     """With a word about it: one GPU may be what the user has counted on."""
     spawned: list[Any] = []
+    caplog.set_level("WARNING")  # RecBole's logger of an earlier test may have raised it
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # RecBole's Config sets it
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: True)
