@@ -53,12 +53,13 @@ def clean_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
     """Each test runs in its own folder, with an empty command line (RecBole reads sys.argv) and no log handlers."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["pytest"])
-    handlers = logging.getLogger().handlers[:]
+    handlers, level = logging.getLogger().handlers[:], logging.getLogger().level
     torch.manual_seed(0)
     np.random.seed(0)
     random.seed(0)
     yield
     logging.getLogger().handlers[:] = handlers
+    logging.getLogger().setLevel(level)
 
 
 @pytest.fixture(scope="session")

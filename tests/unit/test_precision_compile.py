@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import setuptools  # noqa: F401 - torch's compiler imports it, and it refuses to come after the old distutils
 import torch
 from torch import Tensor
 
