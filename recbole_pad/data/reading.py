@@ -8,6 +8,7 @@ Python engine refuses, and numbers of over 17 digits that begin with zeros.
 from __future__ import annotations
 
 import mmap
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -18,6 +19,7 @@ import numpy as np
 import pandas as pd
 import recbole.data.dataset.dataset as recbole_dataset
 
+_LONE_RETURN = re.compile(rb"\r(?!\n)")  # one engine ends a line there, the other may not
 _MARKS = (b'"', b"\0")  # quotes, and what only the C engine takes for the end of a field
 _EXACT = 2.0**53  # below, whole numbers are the same read as integers (Python engine) and as floats (C engine)
 
@@ -89,7 +91,7 @@ def _is_plain(filepath: str, delimiter: str, encoding: str) -> bool:
     if len({line.count(delimiter) for line in first_lines}) != 1:
         return False  # pandas guesses at index columns from here
     with Path(filepath).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return all(content.find(mark) < 0 for mark in _MARKS)
+        return all(content.find(mark) < 0 for mark in _MARKS) and _LONE_RETURN.search(content) is None
 
 
 def _is_same(table: pd.DataFrame) -> bool:

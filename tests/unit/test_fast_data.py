@@ -131,7 +131,7 @@ FILES: dict[str, tuple[str, list[str]]] = {  # content, engines that read it wit
     "malformed quotes": ('"u1"x\ti1\ta\t1\t10\nu2\ti2\ta\t1\t11\n', ["python"]),
     "open quotes": ('"u1\ti1\ta\t1\t10\nu2\ti2\ta\t1\t11\n', ["python"]),
     "a null byte": ("u\0001\ti1\ta\t1\t10\nu2\ti2\ta\t1\t11\n", ["python"]),
-    "a lone carriage return": ("u1\ti1\ta\t1\t10\nu2\ti2\ta\t1\t11\ru3\ti3\ta\t1\t12\n", ["c"]),
+    "a lone carriage return": ("u1\ti1\ta\t1\t10\nu2\ti2\ta\t1\t11\ru3\ti3\ta\t1\t12\n", ["python"]),
     "letters": ("ü1\téß\té ß\t1\t10\nu\u30002\t東京\t\u00a0\t1\t11\n", ["c"]),
     "an odd blank line": ("u1\ti1\ta\t1\t10\nu2\ti2\ta\t1\t11\n\u3000\nu1\ti1\ta\t1\t10\n", ["c", "python"]),
     "not a number": ("u1\ti1\ta\t1\t10\nu2\ti2\ta\t1\t1_0\n", ["c", "python"]),

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import setuptools  # noqa: F401 - torch's compiler imports it, and it refuses to come after the old distutils
 import torch
 from torch import Tensor
 
@@ -26,6 +25,12 @@ NO_DROPOUT |= {"dropout_probs": [0.0, 0.0], "adapter_dropout": 0.0, "fusion_drop
 BFLOAT16 = 2e-2  # relative, of losses and scores; bfloat16 has 8 bits
 GRADIENT = 0.2  # relative, of the norm of a parameter's gradient: roundings of all layers add up
 Build = Callable[..., tuple[PAD, Any, Any]]
+
+
+@pytest.fixture(autouse=True)
+def old_distutils(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's compiler imports setuptools, which asserts that nobody has imported Python's own distutils before."""
+    monkeypatch.setenv("SETUPTOOLS_USE_DISTUTILS", "stdlib")
 
 
 @pytest.fixture
