@@ -26,7 +26,7 @@ _NOT_FINGERPRINTED = set(
     (
         "gpu_id use_gpu worker state data_path checkpoint_dir show_progress save_dataset dataset_save_path "
         "save_dataloaders dataloaders_save_path log_wandb wandb_project config_files config_file resume "
-        "init_checkpoint phase_cache phases text_vectors_dir local_rank nproc world_size ip port offset single_spec "
+        "init_checkpoint init_experts phase_cache phases text_vectors_dir local_rank nproc world_size ip port offset single_spec "
         "verbose device url loss_decimal_place eval_batch_size metrics topk text_encoder "
         "text_fields experts score_memory_mb text_memory_mb fast_data fast_evaluation"
     ).split()
@@ -101,13 +101,15 @@ def fingerprint(config: Any, dataset: Any, phase: str) -> str:
         "counts": hashlib.sha256(dataset.train_counts.tobytes()).hexdigest(),
         "settings": {name: _settings_of(phase_view(config, name), unread) for name in phases},
     }
-    if any(set(PHASES[name].members(settings.experts)) - {"rec"} for name in phases):
+    members = {name for done in phases for name in PHASES[done].members(settings.experts)}
+    if members - {"rec"}:
         table = dataset.text_table
         content["text"] = [table.fingerprint, hashlib.sha256(table.rows.tobytes()).hexdigest()]
     if phase == "finetune":
         content["experts"] = settings.experts
-    if config["init_checkpoint"]:
+    if config["init_checkpoint"] and (config["init_experts"] is None or members & set(config["init_experts"])):
         content["init"] = _initial_weights(Path(config["init_checkpoint"]))
+        content["init_experts"] = config["init_experts"]
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 

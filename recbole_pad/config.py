@@ -19,7 +19,7 @@ from recbole_pad.backbones import backbone_spec
 from recbole_pad.errors import InputError
 from recbole_pad.keys import PHASE_KEYS
 from recbole_pad.nn.adapter import ACTIVATIONS, FUSIONS
-from recbole_pad.nn.gate import EQUAL, GATE_NORMS, GATES
+from recbole_pad.nn.gate import EQUAL, GATE_NORMS, GATES, RANDOM
 from recbole_pad.nn.kernels import KERNELS
 from recbole_pad.nn.losses import LOSSES
 from recbole_pad.nn.mmd import ALIGN_LOSSES
@@ -64,6 +64,7 @@ class PADConfig:
     negative_sampling: str
     unseen_items: str
     id_dropout: float
+    anchor_weight: float
     align_loss: str
     mmd_weight: float
     mmd_rows: str
@@ -128,8 +129,10 @@ class PADConfig:
             check_number(key, getattr(self, key), low, high, key in whole)
         if not self.mmd_bandwidths or not all(_is_number(alpha) and alpha > 0 for alpha in self.mmd_bandwidths):
             raise InputError(f"mmd_bandwidths: {self.mmd_bandwidths} must be numbers > 0, at least one")
-        if self.gate_start != EQUAL and not _are_ends(self.gate_start):
-            raise InputError(f"gate_start: {self.gate_start!r} is neither {EQUAL!r} nor {{expert: [frequent, rare]}}")
+        if self.gate_start not in (EQUAL, RANDOM) and not _are_ends(self.gate_start):
+            raise InputError(
+                f"gate_start: {self.gate_start!r} is neither {EQUAL!r} nor {RANDOM!r} nor {{expert: [frequent, rare]}}"
+            )
         for key in ("phases", "experts"):
             chosen = getattr(self, key)
             if not chosen or len(set(chosen)) != len(chosen):
@@ -139,6 +142,8 @@ class PADConfig:
                 "gate_fit: train learns the gate from the loss of the mixture, but expert_loss: separate has none; set "
                 "expert_loss: joint, or gate_fit: valid"
             )
+        if self.anchor_weight == 0 and "align" in self.phases and (self.align_loss == "none" or self.mmd_weight == 0):
+            raise InputError("anchor_weight: 0 leaves the phase align without a loss; set align_loss and mmd_weight")
         order = [name for name in _WORDS["phases"] if name in self.phases]
         if self.phases != order:
             raise InputError(f"phases: {self.phases} must keep the order {order}")
@@ -185,7 +190,7 @@ _WORDS: dict[str, tuple[str, ...]] = {
     "mmd_kernel": tuple(KERNELS),
     "gate_norm": tuple(GATE_NORMS),
     "gate_form": tuple(GATES),
-    "gate_fit": ("train", "valid"),
+    "gate_fit": ("train", "valid", "none"),
     "expert_loss": ("joint", "separate"),
     "learner": _LEARNERS,
     "sparse_updates": ("auto", "always", "never"),
@@ -197,6 +202,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "fusion_dropout": (0, 0.99),
     "n_negatives": (1, 100_000),
     "id_dropout": (0, 0.99),
+    "anchor_weight": (0, 1e6),
     "mmd_weight": (0, 1e6),
     "infonce_temperature": (1e-4, 100),
     "n_bins": (1, 10_000),

@@ -5,7 +5,7 @@ from __future__ import annotations
 # Keys that may differ by phase, written `<phase>.<key>`: the ones a phase reads while it trains.
 PHASE_KEYS = (
     "learner learning_rate weight_decay epochs stopping_step eval_step clip_grad_norm train_batch_size loss "
-    "n_negatives negatives negative_sampling align_loss mmd_weight mmd_rows mmd_kernel mmd_bandwidths "
+    "n_negatives negatives negative_sampling anchor_weight align_loss mmd_weight mmd_rows mmd_kernel mmd_bandwidths "
     "infonce_temperature gate_learning_rate enable_amp"
 ).split()
 # Keys that change the dataset or its loaders.
@@ -17,7 +17,7 @@ DATA_KEYS = (
 FIRST_READ_IN = {
     "align": (
         "text_encoder text_fields text_transform adapter_layers adapter_activation adapter_dropout adapter_init fusion "
-        "fusion_activation fusion_dropout fusion_init id_dropout align_loss mmd_weight mmd_rows mmd_kernel "
+        "fusion_activation fusion_dropout fusion_init id_dropout anchor_weight align_loss mmd_weight mmd_rows mmd_kernel "
         "mmd_bandwidths infonce_temperature"
     ).split(),
     "finetune": (

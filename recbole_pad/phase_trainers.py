@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,6 +16,7 @@ from recbole.trainer import Trainer
 from torch import Tensor, nn
 
 from recbole_pad import checkpoint
+from recbole_pad.budget import BudgetSpent
 from recbole_pad.checkpoint import RunFolder
 from recbole_pad.config import PADConfig, phase_view
 from recbole_pad.data.drift import drift_weights
@@ -41,6 +42,7 @@ class PhaseRecord:
         best_valid_score: value of `valid_metric` at the best epoch; None without validation data.
         best_valid_result: all validation metrics there.
         train_loss: mean loss per batch of each epoch.
+        valid_curve: (epoch, value of `valid_metric`) of each validation.
         seconds: wall time of training and validation, over all sessions of a resumed run.
         peak_memory_mb: high-water mark of the process (on a GPU: of its memory) at the end of the phase.
         reused_from: the file the phase was taken from instead of being trained, or an empty string.
@@ -51,6 +53,7 @@ class PhaseRecord:
     best_valid_score: float | None = None
     best_valid_result: dict[str, float] = field(default_factory=dict)
     train_loss: list[float] = field(default_factory=list)
+    valid_curve: list[list[float]] = field(default_factory=list)
     seconds: float = 0.0
     peak_memory_mb: float = 0.0
     reused_from: str = ""
@@ -119,8 +122,14 @@ class PhaseTrainer(Trainer):
             self._seed()
         self._use_batch_size(train_data)
         self.model.zero_grad(set_to_none=True)  # of earlier phases: RecBole clips over all parameters
-        with self._shared_loss() as self._loss:
-            super().fit(train_data, valid_data, verbose, True, show_progress, callback_fn)
+
+        def validated(epoch: int, score: float) -> None:
+            self.record.valid_curve.append([epoch, float(score)])
+            if callback_fn is not None:
+                callback_fn(epoch, score)
+
+        with self._shared_loss() as self._loss, suppress(BudgetSpent):
+            super().fit(train_data, valid_data, verbose, True, show_progress, validated)
         self._load_best()
         self._after_training(valid_data)
         self._finish()

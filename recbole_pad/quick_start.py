@@ -25,11 +25,13 @@ from recbole.utils import ModelType, get_model, get_trainer, init_logger, init_s
 
 import recbole_pad
 from recbole_pad import checkpoint, launch
+from recbole_pad.budget import Budget, BudgetSpent
 from recbole_pad.checkpoint import RunFolder
 from recbole_pad.distributed import PROCESS_KEYS, Processes
 from recbole_pad.errors import InputError
 from recbole_pad.evaluation.collector import Ranks
-from recbole_pad.evaluation.evaluate import ItemGroups, evaluate_split
+from recbole_pad.evaluation.evaluate import ItemGroups, evaluate_split, split_ranks
+from recbole_pad.evaluation.rank_files import RANKS_FILE, write_ranks
 from recbole_pad.fast_evaluation import evaluate_with_ranks
 from recbole_pad.phase_trainers import PhaseRecord, peak_memory_mb
 from recbole_pad.process_group import require_shared
@@ -204,10 +206,9 @@ def run_recbole(
         require_shared(folder.path, processes)
         opened(folder.path)
         trainer.saved_model_file = str(folder.model_file)
-    best_valid_score, best_valid_result = trainer.fit(
-        train_data, valid_data, saved=saved, show_progress=config["show_progress"]
-    )
-    record = _stock_record(trainer, len(train_data), time.monotonic() - started)
+    curve: list[list[float]] = []
+    best_valid_score, best_valid_result = _fit(trainer, train_data, valid_data, saved, curve)
+    record = _stock_record(trainer, len(train_data), time.monotonic() - started, curve)
     processes.wait()
     groups, split = _item_groups(config, whole, valid_data, test_data), config["eval_args"]["split"]
     pairs = None if groups is None else groups.pairs(split, "test")
@@ -215,16 +216,19 @@ def run_recbole(
         trainer, test_data, pairs, load_best_model=saved, show_progress=config["show_progress"]
     )
 
+    ranks: dict[str, Ranks] = {}
     report = {
         **_header(config, network),
         "best_valid_result": _plain(best_valid_result),
         "test_result": _plain(test_result),
-        "phases": _phase_reports(trainer, record, groups, valid_data, test_data, test_ranks),
+        "phases": _phase_reports(trainer, record, groups, valid_data, test_data, test_ranks, ranks),
         "total_seconds": time.monotonic() - started,
         "versions": _versions(),
     }
     folder = trainer.folder if isinstance(trainer, PADTrainer) else folder
     if folder is not None and processes.is_first:
+        if ranks:
+            checkpoint.write_whole(folder.path / RANKS_FILE, partial(write_ranks, ranks))
         checkpoint.write_json(folder.result_file, report)
         given = {"model": model, "dataset": dataset, **config.external_config_dict}  # can be passed as --config_files
         given = {key: value for key, value in given.items() if key not in PROCESS_KEYS}
@@ -296,7 +300,7 @@ def train(
     score, result = trainer.fit(
         train_data, valid_data, saved=False, show_progress=config["show_progress"], callback_fn=epoch_done
     )
-    stock = {"train": _stock_record(trainer, len(train_data), time.monotonic() - started)}
+    stock = {"train": _stock_record(trainer, len(train_data), time.monotonic() - started, [])}
     records = trainer.records if isinstance(trainer, PADTrainer) else stock
     kept = ("epochs", "best_epoch", "best_valid_score", "seconds", "reused_from")
     return {
@@ -390,10 +394,11 @@ def _phase_reports(
     valid_data: Any,
     test_data: Any,
     test_ranks: Ranks | None,
+    ranks: dict[str, Ranks],
 ) -> dict[str, Any]:
     """Each phase's own model on both held-out splits; a stock model has one phase, called ``train``.
 
-    `test_ranks` are those of the last phase, which are not computed again.
+    `test_ranks` are those of the last phase, which are not computed again. Test ranks of all phases go into `ranks`.
     """
     split = trainer.config["eval_args"]["split"]
     records = trainer.records if isinstance(trainer, PADTrainer) else {"train": record}
@@ -408,16 +413,44 @@ def _phase_reports(
             "best_epoch": kept.best_epoch,
             "best_valid_result": kept.best_valid_result,
             "train_loss": kept.train_loss,
+            "valid_curve": kept.valid_curve,
             "reused_from": kept.reused_from,
         }
         if groups is not None:
-            for name, loader in (("valid", valid_data), ("test", test_data)):
-                known = test_ranks if (phase, name) == (list(records)[-1], "test") else None
+            is_last = phase == list(records)[-1]
+            ranks[phase] = (test_ranks if is_last else None) or split_ranks(
+                trainer, test_data, groups.pairs(split, "test")
+            )
+            for name, loader, known in (("valid", valid_data, None), ("test", test_data, ranks[phase])):
                 reports[phase][name] = evaluate_split(trainer, loader, groups, split, name, ranks=known)
     return reports
 
 
-def _stock_record(trainer: Any, n_batches: int, seconds: float) -> PhaseRecord:
+def _fit(
+    trainer: Any, train_data: Any, valid_data: Any, saved: bool, curve: list[list[float]]
+) -> tuple[float | None, dict[str, float] | None]:
+    """RecBole's `fit` within the budget of `train_seconds`; the validations of a stock model go into `curve`."""
+    budget = Budget(trainer.config["train_seconds"])
+
+    def validated(epoch: int, score: float) -> None:
+        curve.append([epoch, float(score)])
+        budget(epoch, score)
+
+    try:
+        result: tuple[float | None, dict[str, float] | None] = trainer.fit(
+            train_data,
+            valid_data,
+            saved=saved,
+            show_progress=trainer.config["show_progress"],
+            callback_fn=validated,
+        )
+    except BudgetSpent:
+        getLogger().info(f"train_seconds: {trainer.config['train_seconds']} s are over, training ends here")
+        return trainer.best_valid_score, trainer.best_valid_result
+    return result
+
+
+def _stock_record(trainer: Any, n_batches: int, seconds: float, curve: list[list[float]]) -> PhaseRecord:
     """What RecBole's trainer remembers of its training, as a phase's record."""
     losses = list(getattr(trainer, "train_loss_dict", {}).values())
     mean = Processes.of(trainer.config).means([float(loss) for loss in losses])  # RecBole has that of its own rows
@@ -426,6 +459,7 @@ def _stock_record(trainer: Any, n_batches: int, seconds: float) -> PhaseRecord:
         train_loss=[loss / max(n_batches, 1) for loss in mean],
         seconds=seconds,
         peak_memory_mb=peak_memory_mb(trainer.config["device"]),
+        valid_curve=curve,
     )
     if trainer.best_valid_result:
         n_evaluations = len(losses) // max(trainer.eval_step, 1)  # a training-free model has no epochs

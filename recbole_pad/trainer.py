@@ -125,7 +125,12 @@ class PADTrainer(Trainer):
             return set()
         path = Path(self.config["init_checkpoint"])
         content = checkpoint.load(path, self.device)
-        usable = {name: state for name, state in content["modules"].items() if _fits(self.model, name)}
+        wanted = self.config["init_experts"]
+        names = list(content["modules"]) if wanted is None else [f"experts.{name}" for name in wanted]
+        missing = [name for name in names if name not in content["modules"]]
+        if missing:
+            raise InputError(f"init_experts: {path} holds {', '.join(content['modules'])}, not {', '.join(missing)}")
+        usable = {name: content["modules"][name] for name in names if _fits(self.model, name)}
         if not usable:
             raise InputError(f"{path}: holds {', '.join(content['modules'])}, none of which this model has")
         try:

@@ -294,7 +294,10 @@ class PAD(SequentialRecommender):
             own = torch.stack([objective.loss(step) for step in steps]).sum()
         n_positions = 0 if REPEATED in interaction else len(positions.target)
         recommendation = own * self.processes.weight_of_mean(n_positions, own.device)
-        if not PHASES[self.phase].aligns or settings.mmd_weight == 0 or settings.align_loss == "none":
+        if not PHASES[self.phase].aligns:
+            return recommendation
+        recommendation = settings.anchor_weight * recommendation
+        if settings.mmd_weight == 0 or settings.align_loss == "none":
             return recommendation
         rows = self._alignment_rows(interaction, positions, negatives)
         with self._precision():

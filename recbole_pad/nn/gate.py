@@ -42,7 +42,7 @@ GATE_NORMS: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": sigmoid_norm,
     "softmax": softmax_norm,
 }
-EQUAL = "equal"
+EQUAL, RANDOM = "equal", "random"
 
 
 class FrequencyGate(nn.Module):
@@ -55,7 +55,7 @@ class FrequencyGate(nn.Module):
         norm: a word of `GATE_NORMS`; published: sigmoid.
         start: expert -> [first, last], its logits run linearly from bin 1 to bin `n_bins`; entries of experts
             that are not in `experts` are not used. Published: rec (1, 0), align (-4, -5), llm (0, 1). Or the
-            word "equal": all 0.
+            word "equal": all 0. Or "random": drawn for each bin and expert from N(0, 1), an ablation.
 
     Attributes:
         logits: the one parameter, shape (n_bins + 1, E). Row 0 is 0 and gets no gradient.
@@ -75,8 +75,9 @@ class FrequencyGate(nn.Module):
         self.norm = pick(GATE_NORMS, norm, what="gate_norm")
         logits = torch.zeros(n_bins + 1, len(experts), dtype=torch.float32)
         for column, expert in enumerate(experts):
-            first, last = _ends(start, expert)
-            logits[1:, column] = torch.linspace(first, last, n_bins)
+            logits[1:, column] = torch.linspace(*_ends(start, expert), n_bins)
+        if start == RANDOM:
+            logits[1:].normal_()
         self.logits = nn.Parameter(logits)
 
     def forward(self, bins: Tensor, log_frequency: Tensor | None = None) -> Tensor:
@@ -93,7 +94,8 @@ class LogFrequencyGate(nn.Module):
         n_bins: not read; the constructor is `FrequencyGate`'s.
         experts: their names, in the order of the columns.
         norm: a word of `GATE_NORMS`.
-        start: expert -> [first, last], the logits at log frequency +1 and -1 standard deviations; or "equal".
+        start: expert -> [first, last], the logits at log frequency +1 and -1 standard deviations; or "equal";
+            or "random": both drawn from N(0, 1).
 
     Attributes:
         level: logits at the mean log frequency, shape (E,).
@@ -113,6 +115,8 @@ class LogFrequencyGate(nn.Module):
             raise InputError("a gate needs at least one expert")
         self.norm = pick(GATE_NORMS, norm, what="gate_norm")
         ends = torch.tensor([_ends(start, expert) for expert in experts], dtype=torch.float32)
+        if start == RANDOM:
+            ends.normal_()
         self.level = nn.Parameter(ends.mean(dim=1))
         self.slope = nn.Parameter((ends[:, 0] - ends[:, 1]) / 2)
 
@@ -129,7 +133,7 @@ GATES: dict[str, type[FrequencyGate] | type[LogFrequencyGate]] = {
 
 def _ends(start: Mapping[str, Sequence[float]] | str, expert: str) -> tuple[float, float]:
     if isinstance(start, str):
-        return pick({EQUAL: (0.0, 0.0)}, start, what="gate_start")
+        return pick({EQUAL: (0.0, 0.0), RANDOM: (0.0, 0.0)}, start, what="gate_start")
     if expert not in start:
         raise InputError(f"gate_start has no values for expert {expert!r}; add {expert}: [first, last]")
     ends = start[expert]

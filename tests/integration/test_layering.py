@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LADDER: list[set[str]] = [
     {"dataset_prep"},
     {"errors"},
-    {"registry", "phases", "keys", "patching", "seeding", "distributed", "launch"},
+    {"registry", "phases", "keys", "patching", "seeding", "distributed", "launch", "budget"},
     {"process_group"},
     {"compat"},
     {"nn", "backbones"},
@@ -27,7 +27,7 @@ LADDER: list[set[str]] = [
     {"registration", "speedups"},
     {"activation"},
     {"quick_start"},
-    {"quickstart", "tune"},
+    {"quickstart", "tune", "experiments"},
     {"__main__"},
 ]
 RUNG = {name: height for height, names in enumerate(LADDER) for name in names}

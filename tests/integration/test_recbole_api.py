@@ -141,8 +141,8 @@ KEYS = {
     "machine", "best_valid_result", "test_result", "phases", "total_seconds", "versions",
 }  # fmt: skip
 PHASE_KEYS = {
-    "seconds", "peak_memory_mb", "epochs", "best_epoch", "best_valid_result", "train_loss", "reused_from",
-    "valid", "test",
+    "seconds", "peak_memory_mb", "epochs", "best_epoch", "best_valid_result", "train_loss", "valid_curve",
+    "reused_from", "valid", "test",
 }  # fmt: skip
 MODELS = [("PAD", {}), ("SASRec", STOCK), ("GRU4Rec", {**STOCK, "num_layers": 1})]
 METRICS = {f"{name}@{k}" for name in ("hit", "ndcg", "mrr") for k in (5, 10, 20)}
@@ -204,6 +204,7 @@ def test_the_result_file_has_one_form_for_pad_and_stock_models(model: str, chang
         assert set(phase) == PHASE_KEYS
         assert phase["epochs"] == len(phase["train_loss"]) == 2
         assert phase["best_epoch"] in (0, 1)
+        assert [epoch for epoch, _ in phase["valid_curve"]] == [0, 1]
         assert set(phase["best_valid_result"]) == METRICS
         assert phase["seconds"] > 0
         assert phase["peak_memory_mb"] > 100

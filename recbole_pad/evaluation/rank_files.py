@@ -1,0 +1,62 @@
+"""The ranks of a run's test rows in a file: what tests of significance need, without the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+from numpy.lib.npyio import NpzFile
+
+from recbole_pad.errors import InputError
+from recbole_pad.evaluation.collector import Ranks
+
+RANKS_FILE = "ranks.npz"
+
+
+def write_ranks(ranks: Mapping[str, Ranks], path: Path) -> None:
+    """Write the test ranks of each phase: ``user``, ``target`` and ``<phase>.masked``, ``<phase>.unmasked``.
+
+    Args:
+        ranks: phase -> ranks of the same rows in the same order.
+        path: the file; it is overwritten.
+
+    Raises:
+        ValueError: if the phases have ranked other rows.
+    """
+    first = next(iter(ranks.values()))
+    columns = {"user": first.user.astype(np.int64), "target": first.target.astype(np.int64)}
+    for phase, own in ranks.items():
+        if not (np.array_equal(own.user, first.user) and np.array_equal(own.target, first.target)):
+            raise ValueError(f"phase {phase} has ranked other rows than {next(iter(ranks))}")
+        columns[f"{phase}.masked"] = own.masked.astype(np.float32)  # halves of whole numbers: exact below 8 million
+        columns[f"{phase}.unmasked"] = own.unmasked.astype(np.float32)
+    with path.open("wb") as file:
+        np.savez_compressed(file, **columns)
+
+
+def read_ranks(path: Path) -> dict[str, Ranks]:
+    """The content of a file of `write_ranks`: phase -> ranks, in the order of the phases.
+
+    Raises:
+        InputError: if the file is missing or is none of ours.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; runs of recbole-pad 0.3 and later write it, so run the model again")
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            return _phases(content)
+    except (BadZipFile, ValueError, KeyError, OSError, EOFError) as error:
+        raise InputError(f"{path}: is not a file of ranks ({type(error).__name__}: {error}); run again") from error
+
+
+def _phases(content: NpzFile) -> dict[str, Ranks]:
+    user, target = content["user"], content["target"]
+    names = [name.removesuffix(".masked") for name in content.files if name.endswith(".masked")]
+    return {
+        name: Ranks(
+            user, target, content[f"{name}.unmasked"].astype(np.float64), content[f"{name}.masked"].astype(np.float64)
+        )
+        for name in names
+    }
