@@ -1,8 +1,9 @@
-"""Commands: `recbole-pad run | tune | table | encode | quickstart`, and `run_recbole`, with RecBole's flags."""
+"""Commands: `recbole-pad run | tune | compare | ...` (see `_COMMANDS`), and `run_recbole`, with RecBole's flags."""
 
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         add(command)
         command.set_defaults(handler=handler)
     known, settings = parser.parse_known_args(arguments)
+    known.typed = shlex.join(["recbole-pad", *arguments])  # for the record of a comparison
     return _guarded(known.handler, known, settings)
 
 
@@ -186,6 +188,90 @@ def _tune(known: argparse.Namespace, settings: list[str]) -> int:
     return 0
 
 
+def _add_grid(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of all runs")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time (default: 1)")
+    parser.add_argument("--cells", type=Path, default=Path("cells"), help="folder of the runs (default: cells)")
+    parser.epilog = "Settings of all runs are also written --key=value. Finished runs are kept. docs/experiments.md"
+
+
+def _add_compare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--models", nargs="+", required=True, help="names, with settings of their own: PAD,SASRec,PAD:backbone=GRU4Rec"
+    )
+    parser.add_argument("--datasets", nargs="+", required=True, help="dataset names")
+    parser.add_argument("--seeds", nargs="+", default=["1"], help="seeds (default: 1)")
+    parser.add_argument("--budget", type=float, default=None, help="seconds of training for each run (train_seconds)")
+    parser.add_argument("--output", type=Path, default=Path("comparison"), help="folder of the tables")
+    _add_grid(parser)
+
+
+def _compare(known: argparse.Namespace, settings: list[str]) -> int:
+    from recbole_pad.experiments.compare import compare
+    from recbole_pad.experiments.variants import parse_settings, parse_variants
+
+    shared = parse_settings([*known.set, *settings])
+    if known.budget is not None:
+        shared["train_seconds"] = known.budget
+    found = compare(
+        parse_variants(known.models),
+        _words(known.datasets),
+        _seeds(known.seeds),
+        shared,
+        known.output,
+        known.cells,
+        known.jobs,
+        known.typed,
+    )
+    print(known.output.joinpath("comparison.md").read_text(encoding="utf-8"))
+    print(f"files: {', '.join(map(str, found.files))}")
+    return 1 if found.failures else 0
+
+
+def _add_experiment(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "name", help="kernels, forgetting, gating, experts, backbones, text, seed-paper, or a yaml file"
+    )
+    parser.add_argument("--dataset", "-d", required=True, help="dataset name")
+    parser.add_argument("--seeds", nargs="+", default=["1"], help="seeds (default: 1)")
+    parser.add_argument(
+        "--output", type=Path, default=Path("docs/results"), help="folder of page, table and figure (docs/results)"
+    )
+    _add_grid(parser)
+
+
+def _experiment(known: argparse.Namespace, settings: list[str]) -> int:
+    from recbole_pad.experiments.definition import read_experiment
+    from recbole_pad.experiments.experiment import run_experiment
+    from recbole_pad.experiments.variants import parse_settings
+
+    found = run_experiment(
+        read_experiment(known.name),
+        known.dataset,
+        _seeds(known.seeds),
+        parse_settings([*known.set, *settings]),
+        known.output,
+        known.cells,
+        known.jobs,
+        known.typed,
+    )
+    print(found.files[0].read_text(encoding="utf-8"))
+    print(f"files: {', '.join(map(str, found.files))}")
+    return 1 if found.failures else 0
+
+
+def _words(given: list[str]) -> list[str]:
+    return [word for text in given for word in text.split(",") if word]
+
+
+def _seeds(given: list[str]) -> list[int]:
+    words = _words(given)
+    for word in words:
+        if not word.isdigit():
+            raise InputError(f"seeds: {word!r} is no whole number from 0")
+    return [int(word) for word in words]
+
+
 def _no_flags(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "Any setting of RecBole or PAD: --key=value"
 
@@ -201,6 +287,8 @@ _COMMANDS: dict[
 ] = {
     "run": (_add_run, _run, "train and evaluate PAD or any RecBole model"),
     "tune": (_add_tune, _tune, "search the settings of a model"),
+    "compare": (_add_compare, _compare, "run models through the same protocol and test which is better"),
+    "experiment": (_add_experiment, _experiment, "run one of the paper's experiments and write its page"),
     "table": (_add_table, _table, "print the results of runs on one dataset as a table"),
     "encode": (_add_encode, _encode, "make text vectors of a dataset's items"),
     "quickstart": (_no_flags, _quickstart, "PAD against SASRec on ml-100k, in minutes"),

@@ -24,7 +24,7 @@ from recbole.quick_start import objective_function as _recbole_objective
 from recbole.utils import ModelType, get_model, get_trainer, init_logger, init_seed
 
 import recbole_pad
-from recbole_pad import checkpoint, launch
+from recbole_pad import checkpoint, diagnose, launch
 from recbole_pad.budget import Budget, BudgetSpent
 from recbole_pad.checkpoint import RunFolder
 from recbole_pad.distributed import PROCESS_KEYS, Processes
@@ -196,6 +196,8 @@ def run_recbole(
     network = get_model(model)(config, train_data._dataset).to(config["device"])
     logger.info(network)
     trainer = get_trainer(config["MODEL_TYPE"], model)(config, network)
+    groups, split = _item_groups(config, whole, valid_data, test_data), config["eval_args"]["split"]
+    diagnostics = diagnose.follow(trainer, groups, valid_data)
     started = time.monotonic()
     folder: RunFolder | None = None
     opened = folder_opened or (lambda path: None)
@@ -210,7 +212,6 @@ def run_recbole(
     best_valid_score, best_valid_result = _fit(trainer, train_data, valid_data, saved, curve)
     record = _stock_record(trainer, len(train_data), time.monotonic() - started, curve)
     processes.wait()
-    groups, split = _item_groups(config, whole, valid_data, test_data), config["eval_args"]["split"]
     pairs = None if groups is None else groups.pairs(split, "test")
     test_result, test_ranks = evaluate_with_ranks(
         trainer, test_data, pairs, load_best_model=saved, show_progress=config["show_progress"]
@@ -221,14 +222,17 @@ def run_recbole(
         **_header(config, network),
         "best_valid_result": _plain(best_valid_result),
         "test_result": _plain(test_result),
-        "phases": _phase_reports(trainer, record, groups, valid_data, test_data, test_ranks, ranks),
+        "phases": _phase_reports(trainer, record, groups, valid_data, test_data, test_ranks, ranks, diagnostics),
+        **({} if groups is None else {"items": diagnose.item_report(whole, groups, list(ranks.values())[-1])}),
         "total_seconds": time.monotonic() - started,
         "versions": _versions(),
     }
     folder = trainer.folder if isinstance(trainer, PADTrainer) else folder
     if folder is not None and processes.is_first:
-        if ranks:
-            checkpoint.write_whole(folder.path / RANKS_FILE, partial(write_ranks, ranks))
+        if groups is not None:
+            checkpoint.write_whole(folder.path / RANKS_FILE, partial(write_ranks, ranks, groups.counts))
+        if diagnostics is not None:
+            checkpoint.write_whole(folder.path / diagnose.SPACES_FILE, diagnostics.write)
         checkpoint.write_json(folder.result_file, report)
         given = {"model": model, "dataset": dataset, **config.external_config_dict}  # can be passed as --config_files
         given = {key: value for key, value in given.items() if key not in PROCESS_KEYS}
@@ -395,6 +399,7 @@ def _phase_reports(
     test_data: Any,
     test_ranks: Ranks | None,
     ranks: dict[str, Ranks],
+    diagnostics: diagnose.Diagnostics | None,
 ) -> dict[str, Any]:
     """Each phase's own model on both held-out splits; a stock model has one phase, called ``train``.
 
@@ -423,6 +428,8 @@ def _phase_reports(
             )
             for name, loader, known in (("valid", valid_data, None), ("test", test_data, ranks[phase])):
                 reports[phase][name] = evaluate_split(trainer, loader, groups, split, name, ranks=known)
+        if diagnostics is not None:
+            reports[phase]["diagnostics"] = diagnostics.report()
     return reports
 
 

@@ -37,14 +37,18 @@ class OurModel:
         module: the module that holds the class of the model's name.
         trainer: ``module:class``.
         dataset: ``module:class``.
+        is_trained: whether it has anything to train, so that its results depend on the seed.
     """
 
     module: str
     trainer: str
     dataset: str = "recbole_pad.data.dataset:PADDataset"
+    is_trained: bool = True
 
 
-_TRAINING_FREE = OurModel("recbole_pad.baselines.models", "recbole_pad.baselines.trainer:TrainingFreeTrainer")
+_TRAINING_FREE = OurModel(
+    "recbole_pad.baselines.models", "recbole_pad.baselines.trainer:TrainingFreeTrainer", is_trained=False
+)
 MODELS: dict[str, OurModel] = {
     "PAD": OurModel("recbole_pad.model.pad", "recbole_pad.trainer:PADTrainer"),
     "Popularity": _TRAINING_FREE,

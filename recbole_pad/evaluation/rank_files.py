@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 from zipfile import BadZipFile
 
 import numpy as np
 from numpy.lib.npyio import NpzFile
+from numpy.typing import NDArray
 
 from recbole_pad.errors import InputError
 from recbole_pad.evaluation.collector import Ranks
 
 RANKS_FILE = "ranks.npz"
+T = TypeVar("T")
 
 
-def write_ranks(ranks: Mapping[str, Ranks], path: Path) -> None:
-    """Write the test ranks of each phase: ``user``, ``target`` and ``<phase>.masked``, ``<phase>.unmasked``.
+def write_ranks(ranks: Mapping[str, Ranks], frequency: NDArray[np.integer], path: Path) -> None:
+    """Write the test ranks of each phase.
+
+    Arrays of the file, one entry for each test row: ``user``, ``target``, ``frequency`` (train interactions of the
+    target) and ``<phase>.masked``, ``<phase>.unmasked``.
 
     Args:
         ranks: phase -> ranks of the same rows in the same order.
+        frequency: train interactions of each item, shape (V,).
         path: the file; it is overwritten.
 
     Raises:
@@ -27,6 +34,7 @@ def write_ranks(ranks: Mapping[str, Ranks], path: Path) -> None:
     """
     first = next(iter(ranks.values()))
     columns = {"user": first.user.astype(np.int64), "target": first.target.astype(np.int64)}
+    columns["frequency"] = np.asarray(frequency)[first.target].astype(np.int64)
     for phase, own in ranks.items():
         if not (np.array_equal(own.user, first.user) and np.array_equal(own.target, first.target)):
             raise ValueError(f"phase {phase} has ranked other rows than {next(iter(ranks))}")
@@ -37,16 +45,25 @@ def write_ranks(ranks: Mapping[str, Ranks], path: Path) -> None:
 
 
 def read_ranks(path: Path) -> dict[str, Ranks]:
-    """The content of a file of `write_ranks`: phase -> ranks, in the order of the phases.
+    """The ranks in a file of `write_ranks`: phase -> ranks, in the order of the phases.
 
     Raises:
         InputError: if the file is missing or is none of ours.
     """
+    return _read(path, _phases)
+
+
+def read_frequency(path: Path) -> NDArray[np.int64]:
+    """Train interactions of the target of each row of a file of `write_ranks`; errors as of `read_ranks`."""
+    return _read(path, lambda content: content["frequency"])
+
+
+def _read(path: Path, take: Callable[[NpzFile], T]) -> T:
     if not path.is_file():
         raise InputError(f"{path}: no such file; runs of recbole-pad 0.3 and later write it, so run the model again")
     try:
         with np.load(path, allow_pickle=False) as content:
-            return _phases(content)
+            return take(content)
     except (BadZipFile, ValueError, KeyError, OSError, EOFError) as error:
         raise InputError(f"{path}: is not a file of ranks ({type(error).__name__}: {error}); run again") from error
 

@@ -6,7 +6,6 @@ import fcntl
 import hashlib
 import json
 import os
-import re
 import subprocess
 import sys
 import threading
@@ -36,7 +35,7 @@ class Cell:
 
     Attributes:
         dataset: its name.
-        label: of the variant, in tables and folder names.
+        label: of the variant, in tables; cells that differ in it alone share their run.
         model: a model name.
         settings: all settings but the seed.
         seed: the seed.
@@ -63,8 +62,7 @@ class Cell:
 
     def folder(self, root: Path) -> Path:
         """Where the cell's run is kept below `root`."""
-        slug = re.sub(r"[^A-Za-z0-9.+-]+", "_", self.label).strip("_")
-        return root / self.dataset / f"{slug}-{self.digest}" / f"seed{self.seed}"
+        return root / self.dataset / f"{self.model}-{self.digest}" / f"seed{self.seed}"
 
     def __str__(self) -> str:
         return f"{self.label} on {self.dataset}, seed {self.seed}"

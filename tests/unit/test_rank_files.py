@@ -9,7 +9,7 @@ import pytest
 
 from recbole_pad.errors import InputError
 from recbole_pad.evaluation.collector import Ranks
-from recbole_pad.evaluation.rank_files import read_ranks, write_ranks
+from recbole_pad.evaluation.rank_files import read_frequency, read_ranks, write_ranks
 
 
 def some(seed: int) -> Ranks:
@@ -20,7 +20,9 @@ def some(seed: int) -> Ranks:
 
 def test_what_is_written_is_read_again(tmp_path: Path):
     ranks = {"pretrain": some(1), "finetune": some(2)}
-    write_ranks(ranks, tmp_path / "ranks.npz")
+    frequency = np.arange(200) * 3
+    write_ranks(ranks, frequency, tmp_path / "ranks.npz")
+    assert read_frequency(tmp_path / "ranks.npz").tolist() == [3 * item for item in range(101, 151)]
     found = read_ranks(tmp_path / "ranks.npz")
     assert list(found) == ["pretrain", "finetune"]
     for phase, own in ranks.items():
@@ -32,7 +34,7 @@ def test_phases_of_other_rows_are_refused(tmp_path: Path):
     other = some(2)
     other = Ranks(other.user[::-1], other.target, other.unmasked, other.masked)
     with pytest.raises(ValueError, match="phase finetune has ranked other rows than pretrain"):
-        write_ranks({"pretrain": some(1), "finetune": other}, tmp_path / "ranks.npz")
+        write_ranks({"pretrain": some(1), "finetune": other}, np.arange(200), tmp_path / "ranks.npz")
 
 
 def test_a_missing_file_and_a_foreign_one_are_refused(tmp_path: Path):

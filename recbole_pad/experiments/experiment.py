@@ -1,0 +1,320 @@
+"""`recbole-pad experiment`: runs an experiment's variants and writes its table, figure and page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recbole_pad.checkpoint import write_json, write_whole
+from recbole_pad.errors import InputError
+from recbole_pad.experiments.cells import Cell, CellResult, Grid
+from recbole_pad.experiments.compare import CELLS, protocol_text
+from recbole_pad.experiments.comparison import PairedTest, against_reference
+from recbole_pad.experiments.definition import Experiment, StudyVariant
+from recbole_pad.experiments.figures import draw
+from recbole_pad.experiments.measures import COLD, WARM, Measure, Row, measures_of, rows_of
+from recbole_pad.experiments.tables import as_json, csv_text, markdown_table, paired_tests_table
+from recbole_pad.experiments.variants import Variant
+
+RESULTS = Path("docs") / "results"
+_LEVEL = 0.05
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What validation data chose for a variant.
+
+    Attributes:
+        label: the variant.
+        key: the setting.
+        scores: each value (as JSON), and its validation NDCG@10, mean over the tuning seeds.
+        chosen: the value of the highest score.
+    """
+
+    label: str
+    key: str
+    scores: dict[str, float]
+    chosen: Any
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What `run_experiment` found.
+
+    Attributes:
+        rows: the rows of the table.
+        tests: every row against the reference's row of the same phase.
+        choices: of the tuned variants.
+        failures: cell -> why it has no result.
+        files: what was written.
+    """
+
+    rows: list[Row]
+    tests: list[PairedTest]
+    choices: list[Choice]
+    failures: dict[str, str]
+    files: list[Path]
+
+
+def run_experiment(
+    experiment: Experiment,
+    dataset: str,
+    seeds: Sequence[int],
+    shared: Mapping[str, Any],
+    output: Path = RESULTS,
+    cells: Path = CELLS,
+    jobs: int = 1,
+    command: str = "",
+    say: Callable[[str], None] = print,
+) -> Outcome:
+    """Run what is missing of an experiment and write ``<name>-<dataset>.md``, ``.json``, ``.csv``, ``.png``, ``.svg``.
+
+    Args:
+        experiment: see `definition.read_experiment`.
+        dataset: its name.
+        seeds: of every variant; tuning uses the first ones.
+        shared: settings of all variants, over those of the experiment.
+        output: folder of the files.
+        cells: folder of the runs; equal phases are trained once.
+        jobs: runs at the same time.
+        command: for the record.
+        say: takes progress lines.
+
+    Raises:
+        InputError: for no seed, one that comes twice, or when no cell has a result.
+    """
+    if not seeds or len(set(seeds)) != len(seeds):
+        raise InputError(f"seeds: {list(seeds)} must name at least one, each once")
+    grid = Grid(cells, jobs, say)
+    plan = _Plan(experiment, dataset, seeds, shared, grid)
+    choices = plan.choose()
+    results = grid.results([cell for group in plan.cells().values() for cell in group])
+    rows = _rows(experiment, dataset, plan.cells(), results)
+    if not rows:
+        raise InputError(f"no cell has a result; the first failure: {next(iter(grid.failures.values()))}")
+    tests = _tests(experiment, rows)
+    extra = {heading: [_extra(row, path) for row in rows] for heading, path in experiment.extra.items()}
+    stem = f"{experiment.name}-{dataset}"
+    output.mkdir(parents=True, exist_ok=True)
+    files = {suffix: output / f"{stem}.{suffix}" for suffix in ("md", "json", "csv", "png", "svg")}
+    page = _page(experiment, dataset, rows, tests, choices, grid.failures, extra, command, stem)
+    write_whole(files["md"], lambda temporary: temporary.write_text(page, encoding="utf-8"))
+    write_whole(files["csv"], lambda temporary: temporary.write_text(csv_text(rows), encoding="utf-8"))
+    write_json(files["json"], {**as_json(rows, tests), "choices": [vars(choice) for choice in choices]})
+    for suffix in ("png", "svg"):
+        write_whole(files[suffix], partial(draw, rows, f"{experiment.title} ({dataset})", suffix))
+    return Outcome(rows, tests, choices, grid.failures, list(files.values()))
+
+
+class _Plan:
+    """The cells of an experiment, once the tuned values are chosen."""
+
+    def __init__(
+        self, experiment: Experiment, dataset: str, seeds: Sequence[int], shared: Mapping[str, Any], grid: Grid
+    ) -> None:
+        self._experiment, self._dataset, self._seeds, self._shared = experiment, dataset, seeds, shared
+        self._grid = grid
+        self._chosen: dict[str, dict[str, Any]] = {}
+
+    def cells(self) -> dict[str, list[Cell]]:
+        """Label -> a cell for each seed."""
+        return {
+            label: [self._cell(variant, seed) for seed in self._seeds_of(variant)]
+            for label, variant in self._experiment.variants.items()
+        }
+
+    def choose(self) -> list[Choice]:
+        """Run every value of every tuned variant on the tuning seeds, and keep what validation prefers."""
+        tuned = [variant for variant in self._experiment.variants.values() if variant.tune]
+        seeds = self._seeds[: int(self._experiment.tuning.get("seeds", 1))]
+        trials = {
+            (variant.label, json.dumps(value)): [self._cell(variant, seed, {key: value}, tuning=True) for seed in seeds]
+            for variant in tuned
+            for key, values in variant.tune.items()
+            for value in values
+        }
+        results = self._grid.results([cell for cells in trials.values() for cell in cells])
+        choices = []
+        for variant in tuned:
+            key = next(iter(variant.tune))
+            scores = {
+                value: float(np.mean([_valid_score(results[cell]) for cell in cells]))
+                for (label, value), cells in trials.items()
+                if label == variant.label and all(cell in results for cell in cells)
+            }
+            if not scores:
+                raise InputError(f"{variant.label}: no value of {key} could be tried; {self._grid.failures}")
+            best = max(scores, key=lambda value: scores[value])
+            self._chosen[variant.label] = {key: json.loads(best)}
+            choices.append(Choice(variant.label, key, scores, json.loads(best)))
+        return choices
+
+    def _seeds_of(self, variant: StudyVariant) -> Sequence[int]:
+        return self._seeds if Variant(variant.label, variant.model, {}).is_trained else self._seeds[:1]
+
+    def _cell(
+        self, variant: StudyVariant, seed: int, values: Mapping[str, Any] | None = None, tuning: bool = False
+    ) -> Cell:
+        own = self._chosen.get(variant.label, {}) if values is None else values
+        settings = {**self._experiment.settings, **variant.settings, **self._shared, **own}
+        trial = self._experiment.tuning.get("settings", {}) if tuning else {}
+        start = variant.start if "phases" not in trial else None
+        first = None if start is None else self._cell(self._experiment.variants[start], seed)
+        experts = variant.start_experts if first is not None else ()
+        return Cell(self._dataset, variant.label, variant.model, {**settings, **trial}, seed, first, experts)
+
+
+def _valid_score(result: CellResult) -> float:
+    """NDCG@10 on validation rows, with the run's own protocol, after its last phase."""
+    protocol = "masked" if result.report["protocol"]["mask_history"] else "unmasked"
+    last = list(result.report["phases"].values())[-1]
+    return measures_of(last["valid"])[Measure(protocol, "all", "ndcg@10")]
+
+
+def _rows(
+    experiment: Experiment, dataset: str, cells: Mapping[str, Sequence[Cell]], results: Mapping[Cell, CellResult]
+) -> list[Row]:
+    rows: list[Row] = []
+    for label, group in cells.items():
+        found = {cell.seed: results[cell] for cell in group if cell in results}
+        if label in experiment.hidden or not found:
+            continue
+        own = rows_of(dataset, label, found)
+        rows += [row for row in own if (row.phase in experiment.show if experiment.show else row.is_last)]
+    return rows
+
+
+def _tests(experiment: Experiment, rows: Sequence[Row]) -> list[PairedTest]:
+    tests = []
+    for phase in dict.fromkeys(row.phase for row in rows):
+        own = [row for row in rows if row.phase == phase]
+        reference = next((row for row in own if row.label == experiment.reference), None)
+        if reference is not None:
+            tests += against_reference(own, reference)
+    return tests
+
+
+def _extra(row: Row, path: str) -> str:
+    """A number below each run's entry of the phase, as mean ± standard deviation; empty where a run has none."""
+    values = []
+    for result in row.results.values():
+        value: Any = result.report["phases"][row.phase]
+        for word in path.split("."):
+            value = value.get(word) if isinstance(value, dict) else None
+        if value is None:
+            return ""
+        values.append(float(value))
+    spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.3f}{spread}"
+
+
+def _page(
+    experiment: Experiment,
+    dataset: str,
+    rows: Sequence[Row],
+    tests: Sequence[PairedTest],
+    choices: Sequence[Choice],
+    failures: Mapping[str, str],
+    extra: Mapping[str, Sequence[str]],
+    command: str,
+    stem: str,
+) -> str:
+    parts = [
+        f"# {experiment.title} ({dataset})",
+        experiment.question,
+        in_words(experiment, rows, tests),
+        f"![{experiment.title}]({stem}.svg)",
+        markdown_table(rows, extra),
+        f"```bash\n{command}\n```" if command else "",
+        protocol_text(rows),
+        "## Variants",
+        _settings_table(experiment, choices),
+    ]
+    if choices:
+        parts += ["## Chosen on validation data", _choices_table(choices)]
+    if tests:
+        parts += ["## Tests", _TESTS_TEXT.format(experiment.reference), paired_tests_table(tests)]
+    if failures:
+        parts += ["## Missing", "\n".join(f"- {cell}: {why}" for cell, why in failures.items())]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+_TESTS_TEXT = (
+    "Every variant less the reference `{}`, in points of NDCG@10. Users: paired bootstrap over test rows, 10,000 "
+    "resamples, each row's value being the mean over seeds; it says nothing of the noise between seeds. Seeds: paired "
+    "t-test. Corrected: Holm, over all tests of a phase."
+)
+
+
+def in_words(experiment: Experiment, rows: Sequence[Row], tests: Sequence[PairedTest]) -> str:
+    """A paragraph: the reference, the best, and which variants differ from the reference beyond chance."""
+    sentences = []
+    for phase in dict.fromkeys(row.phase for row in rows):
+        own = [row for row in rows if row.phase == phase]
+        reference = next((row for row in own if row.label == experiment.reference), None)
+        best = max(own, key=lambda row: row.mean(_NDCG) or 0.0)
+        where = f"After phase `{phase}`" if phase in experiment.show else "In the table below"
+        if reference is not None:
+            sentences.append(f"{where}, the reference `{reference.label}` has {_figures(reference)}.")
+        if best is not reference:
+            sentences.append(f"The highest NDCG@10 has `{best.label}`: {_figures(best)}.")
+        named = {row.name for row in own}
+        found = [test for test in tests if test.first in named and test.p_users_corrected <= _LEVEL]
+        for group in ("all", COLD, WARM):
+            labels = {
+                sign: [f"`{test.first}` ({100 * test.difference:+.2f})" for test in found
+                       if test.measure.group == group and test.difference * sign > 0]
+                for sign in (1, -1)
+            }  # fmt: skip
+            said = [
+                f"{word} {', '.join(labels[sign])}" for sign, word in ((1, "better:"), (-1, "worse:")) if labels[sign]
+            ]
+            target = {"all": "all targets", COLD: "cold targets", WARM: "targets over 100"}[group]
+            sentences.append(
+                f"Against it on {target} (NDCG@10 in points; users, 5 %, corrected): "
+                f"{'; '.join(said) if said else 'no difference shown'}."
+            )
+    return " ".join(sentences)
+
+
+_NDCG = Measure("masked", "all", "ndcg@10")
+
+
+def _figures(row: Row) -> str:
+    def mean(group: str, metric: str) -> str:
+        value, spread = (part(Measure("masked", group, metric)) for part in (row.mean, row.deviation))
+        text = "-" if value is None else f"{100 * value:.2f}"
+        return text if spread is None else f"{text} ± {100 * spread:.2f}"
+
+    return (
+        f"HR@10 {mean('all', 'hit@10')} and NDCG@10 {mean('all', 'ndcg@10')} % "
+        f"(cold {mean(COLD, 'hit@10')} / {mean(COLD, 'ndcg@10')}, over 100 {mean(WARM, 'hit@10')} / "
+        f"{mean(WARM, 'ndcg@10')})"
+    )
+
+
+def _settings_table(experiment: Experiment, choices: Sequence[Choice]) -> str:
+    chosen = {choice.label: {choice.key: choice.chosen} for choice in choices}
+    lines = ["| variant | settings | starts from |", "| --- | --- | --- |"]
+    for label, variant in experiment.variants.items():
+        settings = {**variant.settings, **chosen.get(label, {})}
+        told = ", ".join(f"{key}: {json.dumps(value)}" for key, value in settings.items()) or "defaults"
+        model = "" if variant.model == "PAD" else f"{variant.model}; "
+        start = f"{', '.join(variant.start_experts)} of `{variant.start}`" if variant.start else ""
+        lines.append(f"| {label}{' (not shown)' if label in experiment.hidden else ''} | {model}{told} | {start} |")
+    shared = ", ".join(f"{key}: {json.dumps(value)}" for key, value in experiment.settings.items())
+    return "\n".join(lines) + (f"\n\nAll variants: {shared}." if shared else "")
+
+
+def _choices_table(choices: Sequence[Choice]) -> str:
+    lines = ["| variant | key | validation NDCG@10 in % by value | chosen |", "| --- | --- | --- | --- |"]
+    for choice in choices:
+        scores = ", ".join(f"{value}: {100 * score:.2f}" for value, score in choice.scores.items())
+        lines.append(f"| {choice.label} | {choice.key} | {scores} | {json.dumps(choice.chosen)} |")
+    return "\n".join(lines)

@@ -1,0 +1,106 @@
+"""Models with settings, as the command line writes them: ``PAD``, ``PAD:backbone=GRU4Rec:experts=[rec,llm]``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from recbole_pad.errors import InputError
+from recbole_pad.experiments.cells import Cell
+from recbole_pad.quick_start import check_model
+from recbole_pad.registration import MODELS
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A model with settings of its own.
+
+    Attributes:
+        label: its name in tables.
+        model: a model name.
+        settings: over the shared ones.
+    """
+
+    label: str
+    model: str
+    settings: Mapping[str, Any]
+
+    def cells(self, dataset: str, shared: Mapping[str, Any], seeds: Sequence[int]) -> list[Cell]:
+        """A cell for each seed; one, of the first seed, for a model that has nothing to train."""
+        settings = {**shared, **self.settings}
+        return [
+            Cell(dataset, self.label, self.model, settings, seed) for seed in (seeds if self.is_trained else seeds[:1])
+        ]
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the seed can change anything."""
+        return self.model not in MODELS or MODELS[self.model].is_trained
+
+
+def parse_variants(words: Sequence[str]) -> list[Variant]:
+    """Read model names with settings, separated by commas or spaces; commas inside brackets belong to values.
+
+    Raises:
+        InputError: for an unknown model, a setting that is none, or the same variant twice.
+    """
+    variants = [_variant(word) for text in words for word in split_outside_brackets(text, ",")]
+    labels = [variant.label for variant in variants]
+    doubled = [label for label in labels if labels.count(label) > 1]
+    if doubled:
+        raise InputError(f"models: {doubled[0]!r} stands there twice; remove one")
+    if not variants:
+        raise InputError("models: name at least one")
+    return variants
+
+
+def _variant(word: str) -> Variant:
+    model, *settings = split_outside_brackets(word, ":")
+    check_model(model)
+    return Variant(word, model, parse_settings(settings))
+
+
+def parse_settings(words: Sequence[str]) -> dict[str, Any]:
+    """Read ``key=value`` words (a leading ``--`` is allowed); values as in YAML.
+
+    Raises:
+        InputError: for a word without ``=``, a value that is not YAML, or a key that comes twice.
+    """
+    settings: dict[str, Any] = {}
+    for word in words:
+        key, is_setting, value = word.removeprefix("--").partition("=")
+        if not is_setting or not key:
+            raise InputError(f"setting {word!r} is not understood; settings are written key=value")
+        if key in settings:
+            raise InputError(f"setting {key!r} comes twice; remove one")
+        try:
+            settings[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise InputError(f"setting {word!r}: {value!r} is not YAML: {error}") from error
+        settings[key] = _number(settings[key])
+    return settings
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads 1e-3 as text."""
+    if isinstance(value, str):
+        try:
+            return float(value) if "e" in value.lower() and value[:1] in "0123456789.-+" else value
+        except ValueError:
+            return value
+    return value
+
+
+def split_outside_brackets(text: str, separator: str) -> list[str]:
+    """The parts of `text` between separators that stand in no bracket; empty parts are left out."""
+    parts, depth = [""], 0
+    for letter in text:
+        depth += (letter in "[{(") - (letter in "]})")
+        if letter == separator and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return [part.strip() for part in parts if part.strip()]
