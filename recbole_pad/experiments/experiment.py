@@ -13,7 +13,7 @@ import numpy as np
 
 from recbole_pad.checkpoint import write_json, write_whole
 from recbole_pad.errors import InputError
-from recbole_pad.experiments.cells import Cell, CellResult, Grid
+from recbole_pad.experiments.cells import Cell, CellResult, Grid, on_screen
 from recbole_pad.experiments.compare import CELLS, protocol_text
 from recbole_pad.experiments.comparison import PairedTest, against_reference
 from recbole_pad.experiments.definition import Experiment, StudyVariant
@@ -71,7 +71,7 @@ def run_experiment(
     cells: Path = CELLS,
     jobs: int = 1,
     command: str = "",
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = on_screen,
 ) -> Outcome:
     """Run what is missing of an experiment and write ``<name>-<dataset>.md``, ``.json``, ``.csv``, ``.png``, ``.svg``.
 

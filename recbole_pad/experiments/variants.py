@@ -7,11 +7,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import yaml
+from recbole.utils import argument_list
 
+from recbole_pad.config import properties
 from recbole_pad.errors import InputError
 from recbole_pad.experiments.cells import Cell
 from recbole_pad.quick_start import check_model
 from recbole_pad.registration import MODELS
+
+_RECBOLE_KEYS = (
+    argument_list.general_arguments,
+    argument_list.training_arguments,
+    argument_list.evaluation_arguments,
+    argument_list.dataset_arguments,
+)
 
 
 @dataclass(frozen=True)
@@ -29,11 +38,24 @@ class Variant:
     settings: Mapping[str, Any]
 
     def cells(self, dataset: str, shared: Mapping[str, Any], seeds: Sequence[int]) -> list[Cell]:
-        """A cell for each seed; one, of the first seed, for a model that has nothing to train."""
-        settings = {**shared, **self.settings}
+        """A cell for each seed; one, of the first seed, for a model that has nothing to train.
+
+        Such a model gets the shared settings that it knows: `ignored` has the others.
+        """
+        known = {key: value for key, value in shared.items() if key not in self.ignored(shared)}
+        settings = {**known, **self.settings}
         return [
             Cell(dataset, self.label, self.model, settings, seed) for seed in (seeds if self.is_trained else seeds[:1])
         ]
+
+    def ignored(self, shared: Mapping[str, Any]) -> list[str]:
+        """Keys of shared settings that are none of a model's that has nothing to train, ``hidden_size`` for example."""
+        if self.is_trained:
+            return []
+        ours = [("model", f"{self.model}.yaml"), ("model", "PAD.yaml"), ("protocol", "pad.yaml")]
+        known = {key for parts in ours for key in properties(*parts)}
+        known |= {key for keys in _RECBOLE_KEYS for key in keys}
+        return [key for key in shared if key not in known]
 
     @property
     def is_trained(self) -> bool:

@@ -30,6 +30,17 @@ def test_what_is_written_is_read_again(tmp_path: Path):
             np.testing.assert_array_equal(getattr(found[phase], name), getattr(own, name))
 
 
+def test_rows_are_sorted_by_user_and_target(tmp_path: Path):
+    ranks = Ranks(np.array([3, 1, 3, 2]), np.array([9, 5, 4, 7]), np.array([1.0, 2, 3, 4]), np.array([5.0, 6, 7, 8]))
+    write_ranks({"train": ranks}, np.arange(10) * 10, tmp_path / "ranks.npz")
+    found = read_ranks(tmp_path / "ranks.npz")["train"]
+    assert found.user.tolist() == [1, 2, 3, 3]
+    assert found.target.tolist() == [5, 7, 4, 9]
+    assert found.unmasked.tolist() == [2, 4, 3, 1]
+    assert found.masked.tolist() == [6, 8, 7, 5]
+    assert read_frequency(tmp_path / "ranks.npz").tolist() == [50, 70, 40, 90]
+
+
 def test_phases_of_other_rows_are_refused(tmp_path: Path):
     other = some(2)
     other = Ranks(other.user[::-1], other.target, other.unmasked, other.masked)
