@@ -18,7 +18,14 @@ from recbole_pad.errors import InputError
 from recbole_pad.experiments.cells import Cell, CellResult, Grid, on_screen
 from recbole_pad.experiments.comparison import PairedTest, against_best_other
 from recbole_pad.experiments.measures import Row, rows_of
-from recbole_pad.experiments.tables import as_json, csv_text, latex_table, markdown_table, paired_tests_table
+from recbole_pad.experiments.tables import (
+    as_json,
+    csv_text,
+    groups_table,
+    latex_table,
+    markdown_table,
+    paired_tests_table,
+)
 from recbole_pad.experiments.variants import Variant
 
 CELLS = Path("cells")
@@ -115,7 +122,14 @@ def _page(
 ) -> str:
     parts = ["# Comparison", protocol_text(rows), f"```bash\n{command}\n```" if command else ""]
     for dataset in dict.fromkeys(row.dataset for row in rows):
-        parts += [f"## {dataset}", markdown_table([row for row in rows if row.dataset == dataset])]
+        own = [row for row in rows if row.dataset == dataset]
+        last = [row for row in own if row.is_last]
+        parts += [f"## {dataset}", markdown_table(own)]
+        parts += [
+            "HR@10 by train frequency of the target, history masked / not masked:",
+            groups_table(last, "frequency"),
+        ]
+        parts += ["The same by bin (1: most frequent items, all bins of equal train mass):", groups_table(last, "bin")]
     if tests:
         parts += ["## Tests", TESTS_TEXT, paired_tests_table(tests)]
     if failures:

@@ -28,7 +28,7 @@ from recbole_pad.experiments.comparison import against_best_other, against_refer
 from recbole_pad.experiments.definition import experiment_names, parse_experiment, read_experiment
 from recbole_pad.experiments.experiment import in_words, run_experiment
 from recbole_pad.experiments.measures import Measure, measures_of, merged, rows_of
-from recbole_pad.experiments.tables import COLUMNS, csv_text, latex_table, markdown_table
+from recbole_pad.experiments.tables import COLUMNS, csv_text, groups_table, latex_table, markdown_table
 from recbole_pad.experiments.variants import parse_settings, parse_variants
 from recbole_pad.quick_start import _config
 
@@ -387,6 +387,15 @@ def test_the_best_of_each_column_is_bold_and_has_its_deviation(tmp_path: Path):
     assert r"\caption{100 \% of a\_b}" in latex
     assert rf"\textbf{{{100 * rows[1].mean(measure):.2f}}} $\pm$" in latex
     assert r"B\_1 & 3 &" in latex
+
+
+def test_groups_are_shown_with_both_protocols(tmp_path: Path):
+    rows = [row for row in some_rows(tmp_path, {"A": 4}) if row.is_last]
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in groups_table(rows, "bin").splitlines()]
+    assert lines[0] == ["model", "1", "2"]
+    masked, unmasked = (rows[0].mean(Measure(protocol, "bin 2", "hit@10")) for protocol in ("masked", "unmasked"))
+    assert lines[2] == ["A", lines[2][1], f"{100 * masked:.2f} / {100 * unmasked:.2f}"]
+    assert "51-100" not in groups_table(rows, "frequency")
 
 
 def test_csv_holds_every_value(tmp_path: Path):
