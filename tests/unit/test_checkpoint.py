@@ -225,6 +225,7 @@ ALL = ["pretrain", "align", "finetune"]
         ({"pretrain.learning_rate": 0.02}, ALL),
         # what alignment reads first
         ({"mmd_weight": 0.3}, ["align", "finetune"]),
+        ({"anchor_weight": 0.5}, ["align", "finetune"]),
         ({"adapter_layers": 1}, ["align", "finetune"]),
         ({"fusion": "add"}, ["align", "finetune"]),
         ({"text_transform": "none"}, ["align", "finetune"]),
@@ -236,6 +237,7 @@ ALL = ["pretrain", "align", "finetune"]
         ({"gate_start": {"rec": [1, 0], "align": [-4, -5], "llm": [0, 1]}}, ["finetune"]),
         ({"gate_learning_rate": 0.5}, ["finetune"]),
         ({"gate_norm": "sigmoid"}, ["finetune"]),
+        ({"gate_fit": "none"}, ["finetune"]),
         ({"gate_fit": "train", "expert_loss": "joint"}, ["finetune"]),
         ({"n_bins": 4}, ["finetune"]),
         ({"experts": ["rec", "llm"]}, ["finetune"]),
