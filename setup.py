@@ -61,7 +61,14 @@ TUNE = [
     "hyperopt>=0.2.7",  # RecBole's HyperTuning; RecBole's own extra, 0.2.5, does not run on current networkx
 ]
 EXPERIMENTS = ["matplotlib>=3.8"]  # figures of recbole-pad experiment
-DEV = ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.11"]
+DEV = [
+    "pytest>=8",
+    "pytest-xdist>=3.5",
+    "hypothesis>=6.100",
+    "ir-measures>=0.4",  # metrics by another program, which ours are compared with
+    "ruff>=0.9",
+    "mypy>=1.11",
+]
 
 setup(
     name="recbole-pad",

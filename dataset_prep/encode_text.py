@@ -16,7 +16,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,11 @@ MANIFEST_FORMAT = 1
 
 
 def read_item_texts(
-    item_file: Path, fields: Sequence[str], item_field: str = "item_id", separator: str = "\t"
+    item_file: Path,
+    fields: Sequence[str],
+    item_field: str = "item_id",
+    separator: str = "\t",
+    tokens: Collection[str] | None = None,
 ) -> dict[str, str]:
     r"""Read the text of each item from a RecBole atomic `.item` file.
 
@@ -56,6 +60,7 @@ def read_item_texts(
         fields: columns that make the text, without their types.
         item_field: column of the item tokens.
         separator: one character between columns.
+        tokens: read the texts of these items only, without a word on those that are empty or not there; None: of all.
 
     Returns:
         Token -> text, in file order. A text is the non-empty values of `fields`, joined by ". ", with HTML
@@ -90,6 +95,8 @@ def read_item_texts(
         token = row[token_column] if token_column < len(row) else ""
         if not token:
             raise InputError(f"{item_file}, line {line}: the item id is empty; remove the line or fill it in")
+        if tokens is not None and token not in tokens:
+            continue
         if token in texts:
             raise InputError(
                 f"{item_file}, line {line}: item {token!r} was on line {line_of[token]} already; keep one line per item"
@@ -97,6 +104,8 @@ def read_item_texts(
         values = (_clean(row[column]) for column in text_columns if column < len(row))
         texts[token] = ". ".join(filter(None, values))
         line_of[token] = line
+    if tokens is not None:
+        return texts
     if not texts:
         raise InputError(f"{item_file}: no items, only a header; add one line per item")
     empty = [token for token, text in texts.items() if not text]

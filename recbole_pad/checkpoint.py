@@ -26,9 +26,9 @@ _NOT_FINGERPRINTED = set(
     (
         "gpu_id use_gpu worker state data_path checkpoint_dir show_progress save_dataset dataset_save_path "
         "save_dataloaders dataloaders_save_path log_wandb wandb_project config_files config_file resume "
-        "init_checkpoint init_experts phase_cache phases text_vectors_dir local_rank nproc world_size ip port offset single_spec "
-        "verbose device url loss_decimal_place eval_batch_size metrics topk text_encoder "
-        "text_fields experts score_memory_mb text_memory_mb fast_data fast_evaluation"
+        "init_checkpoint init_experts phase_cache phases text_vectors_dir local_rank nproc world_size ip port offset "
+        "single_spec verbose device url loss_decimal_place eval_batch_size metrics topk text_encoder "
+        "text_fields experts score_memory_mb text_memory_mb fast_data fast_evaluation diagnostics"
     ).split()
 )
 

@@ -93,6 +93,7 @@ class PADConfig:
     precision: str
     compile: bool
     fused_optimizer: bool
+    diagnostics: bool
 
     @classmethod
     def read(cls, config: Mapping[str, Any]) -> PADConfig:

@@ -83,6 +83,7 @@ class PhaseTrainer(Trainer):
         if not model.learns():
             self.epochs = self.eval_step = 0  # all experts are taken as they are, at most the gate is fitted
         self.tensorboard: Any = _TaggedWriter(self.tensorboard, self.phase)
+        self.wandblogger: Any = _TaggedWandb(self.wandblogger, self.phase)
         self.folder = folder
         self.fingerprint = fingerprint
         self.record = PhaseRecord()
@@ -323,6 +324,29 @@ class _TaggedWriter:
 
     def add_hparams(self, settings: dict[str, Any], metrics: dict[str, Any]) -> None:
         self._writer.add_hparams(settings, metrics, run_name=self._phase)
+
+
+class _TaggedWandb:
+    """RecBole's W&B logger with the phase before every name: each phase counts its steps from 0, on axes of its own."""
+
+    def __init__(self, logger: Any, phase: str) -> None:
+        self._logger, self._phase = logger, phase
+        if logger.log_wandb:
+            for head in ("train", "valid"):
+                logger._wandb.define_metric(f"{phase}/{head}/*", step_metric=f"{phase}/{head}_step")
+
+    def log_metrics(self, metrics: dict[str, Any], head: str = "train", commit: bool = True) -> None:
+        """Two losses become two numbers: W&B draws no tuples. The logger puts `head` before all names but of steps."""
+        named: dict[str, Any] = {}
+        for name, value in metrics.items():
+            if isinstance(value, tuple):
+                named.update({f"{name}{number}": part for number, part in enumerate(value)})
+            else:
+                named[f"{self._phase}/{name}" if "_step" in name else name] = value
+        self._logger.log_metrics(named, head=f"{self._phase}/{head}", commit=commit)
+
+    def log_eval_metrics(self, metrics: dict[str, Any], head: str = "eval") -> None:
+        self._logger.log_eval_metrics(metrics, head=f"{self._phase}/{head}")
 
 
 def module_states(model: Any) -> ModuleStates:

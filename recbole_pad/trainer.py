@@ -34,6 +34,8 @@ class PADTrainer(Trainer):
     Attributes:
         folder: the run folder, from `fit` on; None with ``saved=False``.
         folder_opened: called with its path once it is there; may be replaced.
+        phase_begins: called with each phase's name once its experts have their start values, whether it is then trained
+            or taken from a file; may be replaced.
         records: what is remembered of each phase.
     """
 
@@ -43,6 +45,7 @@ class PADTrainer(Trainer):
         self.settings = PADConfig.read(config)
         self.folder: RunFolder | None = None
         self.folder_opened: Callable[[Path], None] = lambda path: None
+        self.phase_begins: Callable[[str], None] = lambda phase: None
         self.records: dict[str, PhaseRecord] = {}
         self._states: dict[str, ModuleStates] = {}
 
@@ -71,6 +74,7 @@ class PADTrainer(Trainer):
         for phase in self.settings.phases:
             self.model.phase = phase
             self.model.start_experts(trained)
+            self.phase_begins(phase)
             trainer = PHASE_TRAINERS[phase](self.config, self.model, self.folder, names[phase])
             reused = self._reuse(trainer)
             self.processes.wait()  # nobody may look at files of a phase that another has begun

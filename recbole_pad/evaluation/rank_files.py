@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from zipfile import BadZipFile
 
 import numpy as np
@@ -33,7 +33,7 @@ def write_ranks(ranks: Mapping[str, Ranks], frequency: NDArray[np.integer], path
         ValueError: if the phases have ranked other rows.
     """
     first = next(iter(ranks.values()))
-    columns = {"user": first.user.astype(np.int64), "target": first.target.astype(np.int64)}
+    columns: dict[str, Any] = {"user": first.user.astype(np.int64), "target": first.target.astype(np.int64)}
     columns["frequency"] = np.asarray(frequency)[first.target].astype(np.int64)
     for phase, own in ranks.items():
         if not (np.array_equal(own.user, first.user) and np.array_equal(own.target, first.target)):

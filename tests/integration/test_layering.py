@@ -24,7 +24,7 @@ LADDER: list[set[str]] = [
     {"model", "evaluation", "baselines"},
     {"phase_trainers", "fast_evaluation"},
     {"trainer"},
-    {"registration", "speedups"},
+    {"registration", "speedups", "diagnose"},
     {"activation"},
     {"quick_start"},
     {"quickstart", "tune", "experiments"},
@@ -40,7 +40,7 @@ ALLOWED = {
     "nn": {"torch", "numpy"},
     "backbones": {"torch"},
     "seeding": {"torch", "numpy"},
-    "evaluation": {"torch", "numpy"},
+    "evaluation": {"torch", "numpy", "scipy"},
 }
 
 

@@ -6,7 +6,7 @@ import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -252,6 +252,57 @@ def test_tensorboard_tags_name_the_phase(build: Build, monkeypatch: pytest.Monke
         losses = ("Loss/Train0", "Loss/Train1") if phase == "align" else ("Loss/Train",)
         assert {f"{phase}/{tag}" for tag in (*losses, "Vaild_score", "hparams")} <= set(tags)
     assert {tag.split("/")[0] for tag in tags} == set(PHASE_NAMES)
+
+
+class FakeWandb(ModuleType):
+    """Weights & Biases without a network: what RecBole's logger calls, recorded."""
+
+    def __init__(self) -> None:
+        super().__init__("wandb")
+        self.run: Any = None
+        self.projects: list[str] = []
+        self.axes: dict[str, str] = {}
+        self.logged: list[dict[str, Any]] = []
+
+    def init(self, project: str, config: Any) -> None:
+        self.projects.append(project)
+        self.run = SimpleNamespace(summary={})
+
+    def define_metric(self, name: str, step_metric: str) -> None:
+        self.axes[name] = step_metric
+
+    def log(self, metrics: dict[str, Any], commit: bool) -> None:
+        self.logged.append(metrics)
+
+
+def test_wandb_tells_the_phases_apart(build: Build, monkeypatch: pytest.MonkeyPatch):
+    wandb = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    run = build(epochs=2, stopping_step=9, log_wandb=True, wandb_project="shop")
+    trainer = PADTrainer(run.config, run.model)
+    trainer.fit(run.train, run.valid, saved=False)
+    result = trainer.evaluate(run.test, load_best_model=False)
+    assert wandb.projects == ["shop"]  # one W&B run for all phases
+    for phase in PHASE_NAMES:
+        of_phase = [entry for entry in wandb.logged if any(name.startswith(f"{phase}/") for name in entry)]
+        losses = ("train_loss0", "train_loss1") if phase == "align" else ("train_loss",)
+        train = [entry for entry in of_phase if {f"{phase}/train/{loss}" for loss in losses} <= set(entry)]
+        valid = [entry for entry in of_phase if f"{phase}/valid/ndcg@10" in entry]
+        assert len(train) + len(valid) == len(of_phase)
+        for kind, entries in (("train", train), ("valid", valid)):
+            axis = wandb.axes[f"{phase}/{kind}/*"]
+            assert [entry[axis] for entry in entries] == [0, 1]
+            assert all(name.startswith((f"{phase}/{kind}/", axis)) for entry in entries for name in entry)
+        curve = [score for _, score in trainer.records[phase].valid_curve]
+        assert [entry[f"{phase}/valid/ndcg@10"] for entry in valid] == pytest.approx(curve)
+        assert f"{phase}/eval/ndcg@10" in wandb.run.summary
+    assert wandb.run.summary["eval/ndcg@10"] == result["ndcg@10"]  # the test result, of the whole run
+
+
+def test_without_wandb_nothing_is_imported_of_it(build: Build, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)  # an import would raise
+    run = build(epochs=1, phases=["pretrain"])
+    PADTrainer(run.config, run.model).fit(run.train, run.valid, saved=False)
 
 
 # --- PADTrainer -----------------------------------------------------------------------------------
