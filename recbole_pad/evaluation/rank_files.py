@@ -62,7 +62,7 @@ def read_frequency(path: Path) -> NDArray[np.int64]:
 
 def _read(path: Path, take: Callable[[NpzFile], T]) -> T:
     if not path.is_file():
-        raise InputError(f"{path}: no such file; runs of recbole-pad 0.3 and later write it, so run the model again")
+        raise InputError(f"{path}: no such file; runs of earlier versions have none: run the model again")
     try:
         with np.load(path, allow_pickle=False) as content:
             return take(content)
