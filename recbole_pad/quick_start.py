@@ -488,6 +488,7 @@ def _header(config: Any, network: Any) -> dict[str, Any]:
             "split": config["eval_args"]["split"],
             "ranking": config["eval_args"]["mode"],
             "mask_history": bool(config["mask_history"]),
+            **{key: config[key] for key in ("cold_split", "cold_split_seed") if config["cold_split"]},
             "valid_metric": config["valid_metric"],
             "max_history": config["MAX_ITEM_LIST_LENGTH"],
             "positions": config["positions"] if config["model"] == "PAD" else None,

@@ -41,7 +41,7 @@ def make_rows(dataset: Any, is_target: Choice) -> None:
     dataset._aug_presets()
     dataset._check_field("uid_field", "time_field")
     feat = dataset.inter_feat
-    _sort_by_user_and_time(feat, dataset.uid_field, dataset.time_field)
+    sort_by_user_and_time(feat, dataset.uid_field, dataset.time_field)
     users = feat[dataset.uid_field].numpy()
     dataset.histories = Histories.from_sorted(users, feat[dataset.iid_field].numpy(), dataset.user_num)
     position = np.arange(len(users)) - dataset.histories.offsets[users]
@@ -65,7 +65,7 @@ def _has_shape_of_list(dataset: Any, field: str) -> bool:
     return bool(tuple(dataset.inter_feat[field].shape[1:]) == inner)
 
 
-def _sort_by_user_and_time(feat: Interaction, user_field: str, time_field: str) -> None:
+def sort_by_user_and_time(feat: Interaction, user_field: str, time_field: str) -> None:
     """Sort in place; interactions of one user at one time keep their order. Nothing is moved if nothing has to be."""
     if time_field not in feat:
         feat.sort(by=time_field)  # raises RecBole's error

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from recbole_pad.data.cold_split import withheld_of
 from recbole_pad.data.frequency import FREQUENCY_GROUPS, equal_mass_bins, frequency_group
 from recbole_pad.data.histories import Histories, histories_of, n_left_out, train_counts, train_histories
 from recbole_pad.evaluation.collector import Pairs, RankCollector, Ranks
@@ -25,11 +26,13 @@ class ItemGroups:
         histories: all interactions in time order.
         counts: train interactions of each item, shape (V,).
         bins: equal-mass frequency bins, shape (V,), 1 = most frequent.
+        withheld: True for the items that `cold_split` keeps out of training, shape (V,); None without it.
     """
 
     histories: Histories
     counts: np.ndarray
     bins: np.ndarray
+    withheld: np.ndarray | None = None
 
     @classmethod
     def of(cls, dataset: Any, valid_data: Any, test_data: Any, n_bins: int) -> ItemGroups:
@@ -37,7 +40,7 @@ class ItemGroups:
         histories = histories_of(dataset)
         train = train_histories(histories, [valid_data._dataset, test_data._dataset], dataset.uid_field)
         counts = train_counts(train, dataset.item_num, histories.lengths >= 2)
-        return cls(histories, counts, equal_mass_bins(counts, n_bins))
+        return cls(histories, counts, equal_mass_bins(counts, n_bins), withheld_of(test_data._dataset))
 
     def pairs(self, split: dict[str, Any], phase: str) -> Pairs:
         """The (row, item) pairs of the users' histories when `phase` of RecBole's `split` is evaluated."""
@@ -85,8 +88,9 @@ def evaluate_split(
         ranks: of this split and these weights, where they are known already; else they are computed.
 
     Returns:
-        ``{"masked": {"all": {...}, "frequency": {...}, "bins": {...}}, "unmasked": ...}``; each innermost entry holds
-        ``n`` (held-out rows) and, where n > 0, the metrics.
+        ``{"masked": {"all": {...}, "frequency": {...}, "bins": {...}}, "unmasked": ...}``, and with withheld items
+        ``"cold_split": {"in_set": {...}, "cold": {...}}`` beside them; each innermost entry holds ``n`` (held-out rows)
+        and, where n > 0, the metrics.
     """
     if ranks is None:
         ranks = split_ranks(trainer, loader, groups.pairs(split, phase))
@@ -101,4 +105,8 @@ def evaluate_split(
             "frequency": grouped_metrics(own, frequency_group(groups.counts[targets]), FREQUENCY_GROUPS, ks),
             "bins": by_bin,
         }
+        if groups.withheld is not None:
+            report[protocol]["cold_split"] = grouped_metrics(
+                own, groups.withheld[targets].astype(np.int64), ("in_set", "cold"), ks
+            )
     return report
