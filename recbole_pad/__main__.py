@@ -201,7 +201,7 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--datasets", nargs="+", required=True, help="dataset names")
     parser.add_argument("--seeds", nargs="+", default=["1"], help="seeds (default: 1)")
-    parser.add_argument("--budget", type=float, default=None, help="seconds of training for each run (train_seconds)")
+    parser.add_argument("--budget", type=int, default=None, help="seconds of training for each run (train_seconds)")
     parser.add_argument("--output", type=Path, default=Path("comparison"), help="folder of the tables")
     _add_grid(parser)
 
