@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import psutil  # type: ignore[import-untyped]
-import torch
-
-import recbole_pad
 from recbole_pad.checkpoint import write_json, write_whole
 from recbole_pad.errors import InputError
 from recbole_pad.experiments.cells import Cell, CellResult, Grid, on_screen
 from recbole_pad.experiments.comparison import PairedTest, against_best_other
 from recbole_pad.experiments.measures import Row, rows_of
+from recbole_pad.experiments.pages import comparison_page
 from recbole_pad.experiments.tables import (
     as_json,
     csv_text,
-    groups_table,
     latex_table,
-    markdown_table,
-    paired_tests_table,
 )
 from recbole_pad.experiments.variants import Variant
 
@@ -92,7 +84,7 @@ def compare(
     if not rows:
         raise InputError(f"no cell has a result; the first failure: {next(iter(grid.failures.values()))}")
     tests = against_best_other(rows, variants[0].label)
-    page = _page(rows, tests, grid.failures, command, shared)
+    page = comparison_page(rows, tests, grid.failures, command)
     captions = {name: f"{name}: test, full ranking, %, mean and standard deviation over seeds" for name in datasets}
     latex = [latex_table(own, captions[name]) for name in datasets if (own := [r for r in rows if r.dataset == name])]
     output.mkdir(parents=True, exist_ok=True)
@@ -111,55 +103,3 @@ def _rows(dataset: str, label: str, group: Sequence[Cell], results: Mapping[Cell
 
 def _write(path: Path, text: str) -> None:
     write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
-
-def _page(
-    rows: Sequence[Row],
-    tests: Sequence[PairedTest],
-    failures: Mapping[str, str],
-    command: str,
-    shared: Mapping[str, Any],
-) -> str:
-    parts = ["# Comparison", protocol_text(rows), f"```bash\n{command}\n```" if command else ""]
-    for dataset in dict.fromkeys(row.dataset for row in rows):
-        own = [row for row in rows if row.dataset == dataset]
-        last = [row for row in own if row.is_last]
-        parts += [f"## {dataset}", markdown_table(own)]
-        parts += [
-            "HR@10 by train frequency of the target, history masked / not masked:",
-            groups_table(last, "frequency"),
-        ]
-        parts += ["The same by bin (1: most frequent items, all bins of equal train mass):", groups_table(last, "bin")]
-    if tests:
-        parts += ["## Tests", TESTS_TEXT, paired_tests_table(tests)]
-    if failures:
-        parts += ["## Missing", "\n".join(f"- {cell}: {why}" for cell, why in failures.items())]
-    return "\n\n".join(part for part in parts if part) + "\n"
-
-
-TESTS_TEXT = (
-    "The first model against the best other one on each measure (NDCG@10). Users: paired bootstrap over test rows, "
-    "10,000 resamples, each row's value being the mean over seeds; it says nothing of the noise between seeds. Seeds: "
-    "paired t-test over common seeds. Corrected: Holm, over all tests of this table. The best other model is chosen by "
-    "its test result, which makes the test harder, not easier, for the first."
-)
-
-
-def protocol_text(rows: Sequence[Row]) -> str:
-    """What the numbers are: protocol, seeds, machine, versions."""
-    reports = [result.report for row in rows for result in row.results.values()]
-    protocol = reports[0]["protocol"]
-    seeds = sorted({seed for row in rows for seed in row.results})
-    split = "leave-one-out" if "LS" in protocol["split"] else f"split {protocol['split']}"
-    machines = sorted({f"{report['machine']['platform']}, {report['machine']['device']}" for report in reports})
-    return (
-        f"Test split, {split}, full ranking over all items, HR@10 / NDCG@10 in %, mean ± standard deviation over "
-        f"seeds ({', '.join(map(str, seeds))}; models with nothing to train: one run). Masked: the user's whole "
-        f"history cannot be recommended; every run is ranked both ways. Early stopping on {protocol['valid_metric']}, "
-        f"history {'' if protocol['mask_history'] else 'not '}masked. Cold: targets with train frequency 0-5; over "
-        "100: above 100. Bold: best of the column. Seconds: training and validation, without the test; of shared "
-        "phases, what they took once.\n\n"
-        f"Machine: {'; '.join(machines)}, {psutil.cpu_count(logical=False)} cores; recbole-pad "
-        f"{recbole_pad.__version__}, torch {torch.__version__}, RecBole {version('recbole')}, Python "
-        f"{platform.python_version()}."
-    )

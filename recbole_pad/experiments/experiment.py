@@ -14,33 +14,16 @@ import numpy as np
 from recbole_pad.checkpoint import write_json, write_whole
 from recbole_pad.errors import InputError
 from recbole_pad.experiments.cells import Cell, CellResult, Grid, on_screen
-from recbole_pad.experiments.compare import CELLS, protocol_text
+from recbole_pad.experiments.compare import CELLS
 from recbole_pad.experiments.comparison import PairedTest, against_reference
 from recbole_pad.experiments.definition import Experiment, StudyVariant
 from recbole_pad.experiments.figures import draw
-from recbole_pad.experiments.measures import COLD, WARM, Measure, Row, measures_of, rows_of
-from recbole_pad.experiments.tables import as_json, csv_text, markdown_table, paired_tests_table
+from recbole_pad.experiments.measures import Measure, Row, measures_of, rows_of
+from recbole_pad.experiments.pages import Choice, experiment_page
+from recbole_pad.experiments.tables import as_json, csv_text
 from recbole_pad.experiments.variants import Variant
 
 RESULTS = Path("docs") / "results"
-_LEVEL = 0.05
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What validation data chose for a variant.
-
-    Attributes:
-        label: the variant.
-        key: the setting.
-        scores: each value (as JSON), and its validation NDCG@10, mean over the tuning seeds.
-        chosen: the value of the highest score.
-    """
-
-    label: str
-    key: str
-    scores: dict[str, float]
-    chosen: Any
 
 
 @dataclass(frozen=True)
@@ -103,7 +86,7 @@ def run_experiment(
     stem = f"{experiment.name}-{dataset}"
     output.mkdir(parents=True, exist_ok=True)
     files = {suffix: output / f"{stem}.{suffix}" for suffix in ("md", "json", "csv", "png", "svg")}
-    page = _page(experiment, dataset, rows, tests, choices, grid.failures, extra, command, stem)
+    page = experiment_page(experiment, dataset, rows, tests, choices, grid.failures, extra, command, stem)
     write_whole(files["md"], lambda temporary: temporary.write_text(page, encoding="utf-8"))
     write_whole(files["csv"], lambda temporary: temporary.write_text(csv_text(rows), encoding="utf-8"))
     write_json(files["json"], {**as_json(rows, tests), "choices": [vars(choice) for choice in choices]})
@@ -212,109 +195,3 @@ def _extra(row: Row, path: str) -> str:
         values.append(float(value))
     spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
     return f"{np.mean(values):.3f}{spread}"
-
-
-def _page(
-    experiment: Experiment,
-    dataset: str,
-    rows: Sequence[Row],
-    tests: Sequence[PairedTest],
-    choices: Sequence[Choice],
-    failures: Mapping[str, str],
-    extra: Mapping[str, Sequence[str]],
-    command: str,
-    stem: str,
-) -> str:
-    parts = [
-        f"# {experiment.title} ({dataset})",
-        experiment.question,
-        in_words(experiment, rows, tests),
-        f"![{experiment.title}]({stem}.svg)",
-        markdown_table(rows, extra),
-        f"```bash\n{command}\n```" if command else "",
-        protocol_text(rows),
-        "## Variants",
-        _settings_table(experiment, choices),
-    ]
-    if choices:
-        parts += ["## Chosen on validation data", _choices_table(choices)]
-    if tests:
-        parts += ["## Tests", _TESTS_TEXT.format(experiment.reference), paired_tests_table(tests)]
-    if failures:
-        parts += ["## Missing", "\n".join(f"- {cell}: {why}" for cell, why in failures.items())]
-    return "\n\n".join(part for part in parts if part) + "\n"
-
-
-_TESTS_TEXT = (
-    "Every variant less the reference `{}`, in points of NDCG@10. Users: paired bootstrap over test rows, 10,000 "
-    "resamples, each row's value being the mean over seeds; it says nothing of the noise between seeds. Seeds: paired "
-    "t-test. Corrected: Holm, over all tests of a phase."
-)
-
-
-def in_words(experiment: Experiment, rows: Sequence[Row], tests: Sequence[PairedTest]) -> str:
-    """A paragraph: the reference, the best, and which variants differ from the reference beyond chance."""
-    sentences = []
-    for phase in dict.fromkeys(row.phase for row in rows):
-        own = [row for row in rows if row.phase == phase]
-        reference = next((row for row in own if row.label == experiment.reference), None)
-        best = max(own, key=lambda row: row.mean(_NDCG) or 0.0)
-        where = f"After phase `{phase}`" if phase in experiment.show else "In the table below"
-        if reference is not None:
-            sentences.append(f"{where}, the reference `{reference.label}` has {_figures(reference)}.")
-        if best is not reference:
-            sentences.append(f"The highest NDCG@10 has `{best.label}`: {_figures(best)}.")
-        named = {row.name for row in own}
-        found = [test for test in tests if test.first in named and test.p_users_corrected <= _LEVEL]
-        for group in ("all", COLD, WARM):
-            labels = {
-                sign: [f"`{test.first}` ({100 * test.difference:+.2f})" for test in found
-                       if test.measure.group == group and test.difference * sign > 0]
-                for sign in (1, -1)
-            }  # fmt: skip
-            said = [
-                f"{word} {', '.join(labels[sign])}" for sign, word in ((1, "better:"), (-1, "worse:")) if labels[sign]
-            ]
-            target = {"all": "all targets", COLD: "cold targets", WARM: "targets over 100"}[group]
-            sentences.append(
-                f"Against it on {target} (NDCG@10 in points; users, 5 %, corrected): "
-                f"{'; '.join(said) if said else 'no difference shown'}."
-            )
-    return " ".join(sentences)
-
-
-_NDCG = Measure("masked", "all", "ndcg@10")
-
-
-def _figures(row: Row) -> str:
-    def mean(group: str, metric: str) -> str:
-        value, spread = (part(Measure("masked", group, metric)) for part in (row.mean, row.deviation))
-        text = "-" if value is None else f"{100 * value:.2f}"
-        return text if spread is None else f"{text} ± {100 * spread:.2f}"
-
-    return (
-        f"HR@10 {mean('all', 'hit@10')} and NDCG@10 {mean('all', 'ndcg@10')} % "
-        f"(cold {mean(COLD, 'hit@10')} / {mean(COLD, 'ndcg@10')}, over 100 {mean(WARM, 'hit@10')} / "
-        f"{mean(WARM, 'ndcg@10')})"
-    )
-
-
-def _settings_table(experiment: Experiment, choices: Sequence[Choice]) -> str:
-    chosen = {choice.label: {choice.key: choice.chosen} for choice in choices}
-    lines = ["| variant | settings | starts from |", "| --- | --- | --- |"]
-    for label, variant in experiment.variants.items():
-        settings = {**variant.settings, **chosen.get(label, {})}
-        told = ", ".join(f"{key}: {json.dumps(value)}" for key, value in settings.items()) or "defaults"
-        model = "" if variant.model == "PAD" else f"{variant.model}; "
-        start = f"{', '.join(variant.start_experts)} of `{variant.start}`" if variant.start else ""
-        lines.append(f"| {label}{' (not shown)' if label in experiment.hidden else ''} | {model}{told} | {start} |")
-    shared = ", ".join(f"{key}: {json.dumps(value)}" for key, value in experiment.settings.items())
-    return "\n".join(lines) + (f"\n\nAll variants: {shared}." if shared else "")
-
-
-def _choices_table(choices: Sequence[Choice]) -> str:
-    lines = ["| variant | key | validation NDCG@10 in % by value | chosen |", "| --- | --- | --- | --- |"]
-    for choice in choices:
-        scores = ", ".join(f"{value}: {100 * score:.2f}" for value, score in choice.scores.items())
-        lines.append(f"| {choice.label} | {choice.key} | {scores} | {json.dumps(choice.chosen)} |")
-    return "\n".join(lines)

@@ -26,8 +26,9 @@ from recbole_pad.evaluation.significance import paired_bootstrap
 from recbole_pad.experiments.cells import Cell, Grid, result_of
 from recbole_pad.experiments.comparison import against_best_other, against_reference
 from recbole_pad.experiments.definition import experiment_names, parse_experiment, read_experiment
-from recbole_pad.experiments.experiment import in_words, run_experiment
+from recbole_pad.experiments.experiment import run_experiment
 from recbole_pad.experiments.measures import Measure, measures_of, merged, rows_of
+from recbole_pad.experiments.pages import in_words
 from recbole_pad.experiments.tables import COLUMNS, csv_text, groups_table, latex_table, markdown_table
 from recbole_pad.experiments.variants import parse_settings, parse_variants
 from recbole_pad.quick_start import _config

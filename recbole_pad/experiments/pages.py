@@ -1,0 +1,209 @@
+"""The pages of comparisons and experiments, in Markdown: what the numbers are, tables, tests, and words."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import psutil  # type: ignore[import-untyped]
+import torch
+
+import recbole_pad
+from recbole_pad.experiments.comparison import PairedTest
+from recbole_pad.experiments.definition import Experiment
+from recbole_pad.experiments.measures import COLD, WARM, Measure, Row
+from recbole_pad.experiments.tables import groups_table, markdown_table, paired_tests_table
+
+_LEVEL = 0.05
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What validation data chose for a variant.
+
+    Attributes:
+        label: the variant.
+        key: the setting.
+        scores: each value (as JSON), and its validation NDCG@10, mean over the tuning seeds.
+        chosen: the value of the highest score.
+    """
+
+    label: str
+    key: str
+    scores: dict[str, float]
+    chosen: Any
+
+
+def comparison_page(
+    rows: Sequence[Row],
+    tests: Sequence[PairedTest],
+    failures: Mapping[str, str],
+    command: str,
+) -> str:
+    """The page of a comparison: for each dataset a table, groups and bins; then tests, and what is missing."""
+    parts = ["# Comparison", protocol_text(rows), f"```bash\n{command}\n```" if command else ""]
+    for dataset in dict.fromkeys(row.dataset for row in rows):
+        own = [row for row in rows if row.dataset == dataset]
+        last = [row for row in own if row.is_last]
+        parts += [f"## {dataset}", markdown_table(own)]
+        parts += [
+            "HR@10 by train frequency of the target, history masked / not masked:",
+            groups_table(last, "frequency"),
+        ]
+        parts += ["The same by bin (1: most frequent items, all bins of equal train mass):", groups_table(last, "bin")]
+    if tests:
+        parts += ["## Tests", _BEST_OTHER_TEXT, paired_tests_table(tests)]
+    if failures:
+        parts += ["## Missing", "\n".join(f"- {cell}: {why}" for cell, why in failures.items())]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+_BEST_OTHER_TEXT = (
+    "The first model against the best other one on each measure (NDCG@10). Users: paired bootstrap over test rows, "
+    "10,000 resamples, each row's value being the mean over seeds; it says nothing of the noise between seeds. Seeds: "
+    "paired t-test over common seeds. Corrected: Holm, over all tests of this table. The best other model is chosen by "
+    "its test result, which makes the test harder, not easier, for the first."
+)
+
+
+def protocol_text(rows: Sequence[Row]) -> str:
+    """What the numbers are: protocol, seeds, machine, versions."""
+    reports = [result.report for row in rows for result in row.results.values()]
+    protocol = reports[0]["protocol"]
+    seeds = sorted({seed for row in rows for seed in row.results})
+    split = "leave-one-out" if "LS" in protocol["split"] else f"split {protocol['split']}"
+    machines = sorted({f"{report['machine']['platform']}, {report['machine']['device']}" for report in reports})
+    return (
+        f"Test split, {split}, full ranking over all items, HR@10 / NDCG@10 in %, mean ± standard deviation over "
+        f"seeds ({', '.join(map(str, seeds))}; models with nothing to train: one run). Masked: the user's whole "
+        f"history cannot be recommended; every run is ranked both ways. Early stopping on {protocol['valid_metric']}, "
+        f"history {'' if protocol['mask_history'] else 'not '}masked. Cold: targets with train frequency 0-5; over "
+        "100: above 100. Bold: best of the column. Seconds: training and validation, without the test; of shared "
+        "phases, what they took once.\n\n"
+        f"Machine: {'; '.join(machines)}, {psutil.cpu_count(logical=False)} cores; recbole-pad "
+        f"{recbole_pad.__version__}, torch {torch.__version__}, RecBole {version('recbole')}, Python "
+        f"{platform.python_version()}."
+    )
+
+
+def experiment_page(
+    experiment: Experiment,
+    dataset: str,
+    rows: Sequence[Row],
+    tests: Sequence[PairedTest],
+    choices: Sequence[Choice],
+    failures: Mapping[str, str],
+    extra: Mapping[str, Sequence[str]],
+    command: str,
+    stem: str,
+) -> str:
+    """The page of an experiment: its question, the answer in words, figure, table, settings, tests, what is missing.
+
+    Args:
+        experiment: what was asked.
+        dataset: its name.
+        rows: of the table.
+        tests: every row against the reference's.
+        choices: what validation data chose.
+        failures: cell -> why it has no result.
+        extra: heading -> a cell for each row.
+        command: for the record.
+        stem: name of the figure without suffix.
+    """
+    parts = [
+        f"# {experiment.title} ({dataset})",
+        experiment.question,
+        in_words(experiment, rows, tests),
+        f"![{experiment.title}]({stem}.svg)",
+        markdown_table(rows, extra),
+        f"```bash\n{command}\n```" if command else "",
+        protocol_text(rows),
+        "## Variants",
+        _settings_table(experiment, choices),
+    ]
+    if choices:
+        parts += ["## Chosen on validation data", _choices_table(choices)]
+    if tests:
+        parts += ["## Tests", _REFERENCE_TEXT.format(experiment.reference), paired_tests_table(tests)]
+    if failures:
+        parts += ["## Missing", "\n".join(f"- {cell}: {why}" for cell, why in failures.items())]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+_REFERENCE_TEXT = (
+    "Every variant less the reference `{}`, in points of NDCG@10. Users: paired bootstrap over test rows, 10,000 "
+    "resamples, each row's value being the mean over seeds; it says nothing of the noise between seeds. Seeds: paired "
+    "t-test. Corrected: Holm, over all tests of a phase."
+)
+
+
+def in_words(experiment: Experiment, rows: Sequence[Row], tests: Sequence[PairedTest]) -> str:
+    """A paragraph: the reference, the best, and which variants differ from the reference beyond chance."""
+    sentences = []
+    for phase in dict.fromkeys(row.phase for row in rows):
+        own = [row for row in rows if row.phase == phase]
+        reference = next((row for row in own if row.label == experiment.reference), None)
+        best = max(own, key=lambda row: row.mean(_NDCG) or 0.0)
+        where = f"After phase `{phase}`" if phase in experiment.show else "In the table below"
+        if reference is not None:
+            sentences.append(f"{where}, the reference `{reference.label}` has {_figures(reference)}.")
+        if best is not reference:
+            sentences.append(f"The highest NDCG@10 has `{best.label}`: {_figures(best)}.")
+        named = {row.name for row in own}
+        found = [test for test in tests if test.first in named and test.p_users_corrected <= _LEVEL]
+        for group in ("all", COLD, WARM):
+            labels = {
+                sign: [f"`{test.first}` ({100 * test.difference:+.2f})" for test in found
+                       if test.measure.group == group and test.difference * sign > 0]
+                for sign in (1, -1)
+            }  # fmt: skip
+            said = [
+                f"{word} {', '.join(labels[sign])}" for sign, word in ((1, "better:"), (-1, "worse:")) if labels[sign]
+            ]
+            target = {"all": "all targets", COLD: "cold targets", WARM: "targets over 100"}[group]
+            sentences.append(
+                f"Against it on {target} (NDCG@10 in points; users, 5 %, corrected): "
+                f"{'; '.join(said) if said else 'no difference shown'}."
+            )
+    return " ".join(sentences)
+
+
+_NDCG = Measure("masked", "all", "ndcg@10")
+
+
+def _figures(row: Row) -> str:
+    def mean(group: str, metric: str) -> str:
+        value, spread = (part(Measure("masked", group, metric)) for part in (row.mean, row.deviation))
+        text = "-" if value is None else f"{100 * value:.2f}"
+        return text if spread is None else f"{text} ± {100 * spread:.2f}"
+
+    return (
+        f"HR@10 {mean('all', 'hit@10')} and NDCG@10 {mean('all', 'ndcg@10')} % "
+        f"(cold {mean(COLD, 'hit@10')} / {mean(COLD, 'ndcg@10')}, over 100 {mean(WARM, 'hit@10')} / "
+        f"{mean(WARM, 'ndcg@10')})"
+    )
+
+
+def _settings_table(experiment: Experiment, choices: Sequence[Choice]) -> str:
+    chosen = {choice.label: {choice.key: choice.chosen} for choice in choices}
+    lines = ["| variant | settings | starts from |", "| --- | --- | --- |"]
+    for label, variant in experiment.variants.items():
+        settings = {**variant.settings, **chosen.get(label, {})}
+        told = ", ".join(f"{key}: {json.dumps(value)}" for key, value in settings.items()) or "defaults"
+        model = "" if variant.model == "PAD" else f"{variant.model}; "
+        start = f"{', '.join(variant.start_experts)} of `{variant.start}`" if variant.start else ""
+        lines.append(f"| {label}{' (not shown)' if label in experiment.hidden else ''} | {model}{told} | {start} |")
+    shared = ", ".join(f"{key}: {json.dumps(value)}" for key, value in experiment.settings.items())
+    return "\n".join(lines) + (f"\n\nAll variants: {shared}." if shared else "")
+
+
+def _choices_table(choices: Sequence[Choice]) -> str:
+    lines = ["| variant | key | validation NDCG@10 in % by value | chosen |", "| --- | --- | --- | --- |"]
+    for choice in choices:
+        scores = ", ".join(f"{value}: {100 * score:.2f}" for value, score in choice.scores.items())
+        lines.append(f"| {choice.label} | {choice.key} | {scores} | {json.dumps(choice.chosen)} |")
+    return "\n".join(lines)
