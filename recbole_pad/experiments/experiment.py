@@ -150,7 +150,10 @@ class _Plan:
         start = variant.start if "phases" not in trial else None
         first = None if start is None else self._cell(self._experiment.variants[start], seed)
         experts = variant.start_experts if first is not None else ()
-        return Cell(self._dataset, variant.label, variant.model, {**settings, **trial}, seed, first, experts)
+        label = variant.label
+        if tuning:  # on screen; cells that differ in the label alone share their run
+            label += f" ({', '.join(f'{key}: {json.dumps(value)}' for key, value in own.items())})"
+        return Cell(self._dataset, label, variant.model, {**settings, **trial}, seed, first, experts)
 
 
 def _valid_score(result: CellResult) -> float:
