@@ -29,7 +29,7 @@ _NOT_FINGERPRINTED = set(
         "init_checkpoint init_experts phase_cache phases text_vectors_dir local_rank nproc world_size ip port offset "
         "single_spec verbose device url loss_decimal_place eval_batch_size metrics topk text_encoder "
         "text_fields experts score_memory_mb text_memory_mb fast_data fast_evaluation diagnostics "
-        "cold_split cold_split_seed"  # they change the data, of which the fingerprint has a digest
+        "cold_split cold_split_seed global_time_cuts"  # they change the data, of which the fingerprint has a digest
     ).split()
 )
 
@@ -106,6 +106,8 @@ def fingerprint(config: Any, dataset: Any, phase: str) -> str:
     if members - {"rec"}:
         table = dataset.text_table
         content["text"] = [table.fingerprint, hashlib.sha256(table.rows.tobytes()).hexdigest()]
+    if "TS" in config["eval_args"]["split"]:  # which validation rows stop the training
+        content["global_time_cuts"] = bool(config["global_time_cuts"])
     if phase == "finetune":
         content["experts"] = settings.experts
     if config["init_checkpoint"] and (config["init_experts"] is None or members & set(config["init_experts"])):

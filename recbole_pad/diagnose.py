@@ -271,7 +271,8 @@ def _held_out(
     targets = dataset.inter_feat[dataset.iid_field].numpy()
     usable = np.flatnonzero(groups.counts[targets] > 0)
     rows = np.random.default_rng(_SEED).permutation(usable)[:_MAX_USERS]
-    place, items = (column.numpy() for column in groups.pairs(split, "valid")(torch.from_numpy(users[rows])))
+    pairs = groups.pairs(split, "valid")
+    place, items = (column.numpy() for column in pairs(torch.from_numpy(users[rows]), torch.from_numpy(rows)))
     histories = np.split(items, np.cumsum(np.bincount(place, minlength=len(rows)))[:-1])
     return histories if len(rows) else [], targets[rows]
 

@@ -27,6 +27,7 @@ import recbole_pad
 from recbole_pad import checkpoint, diagnose, launch
 from recbole_pad.budget import Budget, BudgetSpent
 from recbole_pad.checkpoint import RunFolder
+from recbole_pad.data.histories import cuts_globally
 from recbole_pad.distributed import PROCESS_KEYS, Processes
 from recbole_pad.errors import InputError
 from recbole_pad.evaluation.collector import Ranks
@@ -383,9 +384,11 @@ def check_dataset(config: Any) -> None:
 
 
 def _item_groups(config: Any, whole: Any, valid_data: Any, test_data: Any) -> ItemGroups | None:
-    """Item frequencies and histories, where the report by groups is defined: full ranking, leave-one-out."""
+    """Item frequencies and histories, where the report by groups is defined: full ranking, two splits."""
     split, mode = config["eval_args"]["split"], config["eval_args"]["mode"]
-    groupable = config["MODEL_TYPE"] == ModelType.SEQUENTIAL and split.get("LS") == "valid_and_test"
+    groupable = config["MODEL_TYPE"] == ModelType.SEQUENTIAL and (
+        split.get("LS") == "valid_and_test" or cuts_globally(config)
+    )
     if not groupable or set(mode.values()) != {"full"}:
         return None
     return ItemGroups.of(whole, valid_data, test_data, int(config["n_bins"] or 10))
@@ -489,6 +492,7 @@ def _header(config: Any, network: Any) -> dict[str, Any]:
             "ranking": config["eval_args"]["mode"],
             "mask_history": bool(config["mask_history"]),
             **{key: config[key] for key in ("cold_split", "cold_split_seed") if config["cold_split"]},
+            **{key: config[key] for key in ("global_time_cuts",) if "TS" in config["eval_args"]["split"]},
             "valid_metric": config["valid_metric"],
             "max_history": config["MAX_ITEM_LIST_LENGTH"],
             "positions": config["positions"] if config["model"] == "PAD" else None,

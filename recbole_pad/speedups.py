@@ -53,6 +53,8 @@ _REPLACEMENTS: tuple[tuple[type, str, Callable[[Method], Method]], ...] = (
     (Dataset, "_load_feat", _ours("fast_data", "data.reading", "load_feat")),
     (Dataset, "_filter_by_inter_num", _ours("fast_data", "data.filtering", "filter_by_inter_num")),
     (Dataset, "_change_feat_format", _ours("cold_split", "data.cold_split", "without_withheld")),
+    (Dataset, "_change_feat_format", _ours("global_time_cuts", "data.time_cuts", "with_cuts")),
+    (Dataset, "time_based_split", _ours("global_time_cuts", "data.time_cuts", "split_at_cuts")),
     (Dataset, "leave_one_out", _ours("fast_data", "data.splitting", "leave_one_out")),
     (Dataset, "split_by_ratio", _ours("fast_data", "data.splitting", "split_by_ratio")),
     (SequentialDataset, "data_augmentation", _ours("fast_data", "data.augmentation", "data_augmentation")),

@@ -71,7 +71,7 @@ class PADDataset(SequentialDataset):
         """Split as RecBole does; then keep the training rows that `train_rows` asks for, and count the items."""
         splits: list[PADDataset] = super().build()
         train = train_histories(self.histories, splits[1:], self.uid_field)
-        counts = train_counts(train, self.item_num, self.histories.lengths >= 2)
+        counts = train_counts(train, self.item_num)
         bins = equal_mass_bins(counts, self._settings.n_bins)
         for dataset in (self, *splits):
             dataset.train_histories, dataset.train_counts, dataset.bins = train, counts, bins

@@ -20,6 +20,11 @@ LEFT_OUT = {  # held-out interactions of a user from the target on, by RecBole's
 }
 
 
+def cuts_globally(config: Any) -> bool:
+    """Whether the split is one at two times for all users (`data.time_cuts`); then every row has its own history."""
+    return bool(config["global_time_cuts"]) and "TS" in (config["eval_args"]["split"] or {})
+
+
 def n_left_out(split: Mapping[str, Any], phase: str) -> int:
     """How many of a user's last interactions are not history when `phase` is evaluated (target included).
 
@@ -34,7 +39,7 @@ def n_left_out(split: Mapping[str, Any], phase: str) -> int:
     if mode not in LEFT_OUT:
         raise InputError(
             f"mask_history: True is defined for leave-one-out splits only, but eval_args.split is {dict(split)}; "
-            "set mask_history: False, or split: {'LS': 'valid_and_test'}"
+            "set mask_history: False, or split: {'LS': 'valid_and_test'}, or {'TS': ...} with global_time_cuts: True"
         )
     return LEFT_OUT[mode][phase]
 
@@ -56,12 +61,12 @@ class Histories:
         """Build from interactions sorted by user and time; both arrays have shape (n_interactions,)."""
         return cls(np.concatenate([[0], np.cumsum(np.bincount(users, minlength=n_users))]), items)
 
-    def pairs(self, users: Tensor, left_out: int) -> tuple[Tensor, Tensor]:
+    def pairs(self, users: Tensor, left_out: int | np.ndarray) -> tuple[Tensor, Tensor]:
         """(row, item) pairs of the history of each user, without the last `left_out` interactions.
 
         Args:
             users: user ids, shape (B,).
-            left_out: interactions dropped from the end of each user's items.
+            left_out: interactions dropped from the end of each user's items; one number, or shape (B,).
 
         Returns:
             Two int64 tensors of equal length: the row in `users`, and the item.
@@ -121,6 +126,8 @@ def histories_of(dataset: Any) -> Histories:
 def train_histories(histories: Histories, held_out: list[Any], uid_field: str) -> Histories:
     """The training part of the histories: without one interaction for each validation or test row of a user.
 
+    A user without a training row has none: the first interaction, which is no row, is no training data either.
+
     Args:
         histories: all interactions, in time order.
         held_out: RecBole's validation and test datasets.
@@ -130,18 +137,15 @@ def train_histories(histories: Histories, held_out: list[Any], uid_field: str) -
     n_dropped = sum(
         np.bincount(split.inter_feat[uid_field].numpy(), minlength=n_users) for split in held_out if len(split)
     )
-    return histories.drop_last(np.broadcast_to(n_dropped, n_users))
+    n_left = histories.lengths - np.broadcast_to(n_dropped, n_users)
+    return histories.drop_last(histories.lengths - np.where(n_left >= 2, n_left, 0))
 
 
-def train_counts(train: Histories, n_items: int, usable: np.ndarray) -> np.ndarray:
-    """Train interactions of each item: everything that a model trains on.
+def train_counts(train: Histories, n_items: int) -> np.ndarray:
+    """Train interactions of each item, shape (n_items,), int64: everything that a model trains on.
 
     Args:
-        train: each user's interactions without the held-out ones.
+        train: each user's training interactions, as `train_histories` gives them.
         n_items: number of item ids, padding included.
-        usable: True for users with at least two interactions in all, shape (n_users,); the others give no row.
-
-    Returns:
-        Counts, shape (n_items,), int64.
     """
-    return np.bincount(train.items[np.repeat(usable, train.lengths)], minlength=n_items)
+    return np.bincount(train.items, minlength=n_items)

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from recbole.data.dataloader import FullSortEvalDataLoader, TrainDataLoader
 from recbole.data.interaction import Interaction
 from recbole.utils import ModelType
 from torch import Tensor
 
-from recbole_pad.data.histories import Histories, histories_of, n_left_out
+from recbole_pad.data.histories import Histories, cuts_globally, histories_of, n_left_out
+from recbole_pad.data.time_cuts import left_out_of
 from recbole_pad.distributed import Processes, single
 from recbole_pad.errors import InputError
 
@@ -98,7 +100,8 @@ def evaluates_with_history(config: Any, phase: str) -> bool:
         )
     if config["benchmark_filename"]:
         raise InputError("mask_history: files of benchmark_filename hold no whole histories; set mask_history: False")
-    n_left_out(config["eval_args"]["split"], phase)  # raises for other splits
+    if not cuts_globally(config):
+        n_left_out(config["eval_args"]["split"], phase)  # raises for other splits
     return True
 
 
@@ -111,11 +114,13 @@ class HistoryEvalDataLoader(FullSortEvalDataLoader):
 
     def __init__(self, config: Any, dataset: Any, sampler: Any, shuffle: bool = False) -> None:
         self._histories: Histories = histories_of(sampler.dataset)
-        self._left_out = n_left_out(config["eval_args"]["split"], sampler.phase)
+        of_rows = left_out_of(dataset)
+        same_for_all = 0 if of_rows is not None else n_left_out(config["eval_args"]["split"], sampler.phase)
+        self._left_out = np.full(len(dataset), same_for_all) if of_rows is None else of_rows
         super().__init__(config, dataset, sampler, shuffle=shuffle)
 
     def collate_fn(self, index: Any) -> tuple[Interaction, tuple[Tensor, Tensor], Tensor, Tensor]:
         """Return (interaction, (rows, items) of the histories, rows of the targets, the targets)."""
         interaction, _, positive_u, positive_i = super().collate_fn(index)
-        history = self._histories.pairs(interaction[self.uid_field], self._left_out)
+        history = self._histories.pairs(interaction[self.uid_field], self._left_out[np.asarray(index)])
         return interaction, history, positive_u, positive_i

@@ -53,7 +53,7 @@ def leave_one_out(original: Callable[..., list[Any]], dataset: Any, group_by: st
     n_left_out = np.minimum(max(number or 0 for number in numbers), groups.size - 1)
     from_end = groups.size - groups.position
     part = np.where(from_end <= n_left_out, from_end, 0)
-    return _copies(dataset, [groups.rows[part == (-1 if number is None else number)] for number in numbers])
+    return copies(dataset, [groups.rows[part == (-1 if number is None else number)] for number in numbers])
 
 
 def split_by_ratio(
@@ -68,9 +68,10 @@ def split_by_ratio(
     cuts = np.array([dataset._calcu_split_ids(int(size), shares) for size in sizes], dtype=np.int64)
     cuts = cuts.reshape(len(sizes), len(shares) - 1)
     part = sum((groups.position >= cuts[which, number] for number in range(len(shares) - 1)), np.zeros(n_rows, int))
-    return _copies(dataset, [groups.rows[part == number] for number in range(len(shares))])
+    return copies(dataset, [groups.rows[part == number] for number in range(len(shares))])
 
 
-def _copies(dataset: Any, parts: list[NDArray[np.int64]]) -> list[Any]:
+def copies(dataset: Any, parts: list[NDArray[np.int64]]) -> list[Any]:
+    """The dataset with the rows of each part only, as RecBole's splits give it."""
     dataset._drop_unused_col()
     return [dataset.copy(take_rows(dataset.inter_feat, rows)) for rows in parts]

@@ -16,8 +16,8 @@ from recbole_pad.evaluation.ranks import target_ranks
 
 _CPU_ROWS, _CPU_SCORES = 256, 2**21  # of a score matrix: whichever gives more rows
 
-Pairs = Callable[[Tensor], History]
-"""Maps user ids (B,) to the (row, item) pairs of their histories."""
+Pairs = Callable[[Tensor, Tensor], History]
+"""Maps user ids (B,) and row numbers in the split (B,) to the (row of the batch, item) pairs of the histories."""
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,15 @@ class RankCollector:
         if history is not None:
             self.protocol = "masked"
         users = interaction[self._uid_field].cpu()
+        rows = self._row_numbers(len(users))
         self._users.append(users)
         self._targets.append(target.cpu())
-        self._scorer.add(interaction, target, history if self._pairs is None else self._pairs(users))
+        self._scorer.add(interaction, target, history if self._pairs is None else self._pairs(users, rows))
+
+    def _row_numbers(self, n_rows: int) -> Tensor:
+        """Of the next rows that this process ranks (see `_dealt_out`)."""
+        first = sum(map(len, self._users))
+        return (torch.arange(first, first + n_rows) * self._processes.world + self._processes.rank) % self._n_rows
 
     def ranks(self) -> Ranks:
         """The ranks of all rows, of all processes; call it once the batches are through, in every process."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 from recbole_pad.data.cold_split import withheld_of
 from recbole_pad.data.frequency import FREQUENCY_GROUPS, equal_mass_bins, frequency_group
 from recbole_pad.data.histories import Histories, histories_of, n_left_out, train_counts, train_histories
+from recbole_pad.data.time_cuts import left_out_of
 from recbole_pad.evaluation.collector import Pairs, RankCollector, Ranks
 from recbole_pad.evaluation.metrics import grouped_metrics, metrics
 
@@ -27,25 +28,32 @@ class ItemGroups:
         counts: train interactions of each item, shape (V,).
         bins: equal-mass frequency bins, shape (V,), 1 = most frequent.
         withheld: True for the items that `cold_split` keeps out of training, shape (V,); None without it.
+        left_out: by phase, the last interactions of its user that are not history of a row, shape (n_rows,); None where
+            they are equal for all rows (leave-one-out).
     """
 
     histories: Histories
     counts: np.ndarray
     bins: np.ndarray
     withheld: np.ndarray | None = None
+    left_out: Mapping[str, np.ndarray | None] = field(default_factory=dict)
 
     @classmethod
     def of(cls, dataset: Any, valid_data: Any, test_data: Any, n_bins: int) -> ItemGroups:
         """Count from a sequential dataset (not split) and its held-out splits."""
         histories = histories_of(dataset)
         train = train_histories(histories, [valid_data._dataset, test_data._dataset], dataset.uid_field)
-        counts = train_counts(train, dataset.item_num, histories.lengths >= 2)
-        return cls(histories, counts, equal_mass_bins(counts, n_bins), withheld_of(test_data._dataset))
+        counts = train_counts(train, dataset.item_num)
+        left_out = {"valid": left_out_of(valid_data._dataset), "test": left_out_of(test_data._dataset)}
+        return cls(histories, counts, equal_mass_bins(counts, n_bins), withheld_of(test_data._dataset), left_out)
 
     def pairs(self, split: dict[str, Any], phase: str) -> Pairs:
-        """The (row, item) pairs of the users' histories when `phase` of RecBole's `split` is evaluated."""
+        """The (row, item) pairs of the histories when `phase` of RecBole's `split` is evaluated."""
+        of_rows = self.left_out.get(phase)
+        if of_rows is not None:
+            return lambda users, rows: self.histories.pairs(users, of_rows[rows.numpy()])
         left_out = n_left_out(split, phase)
-        return lambda users: self.histories.pairs(users, left_out)
+        return lambda users, rows: self.histories.pairs(users, left_out)
 
 
 @torch.no_grad()
