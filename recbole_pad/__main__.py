@@ -147,6 +147,21 @@ def _table(known: argparse.Namespace, settings: list[str]) -> int:
     return 0
 
 
+def _add_report(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="+", type=Path, help="run folders, or their result.json files, on one dataset")
+    parser.add_argument("--output", type=Path, default=Path("report.html"), help="the page (default: report.html)")
+    parser.epilog = "What the page shows: docs/report.md"
+
+
+def _report(known: argparse.Namespace, settings: list[str]) -> int:
+    from recbole_pad.report.page import write_report
+
+    if settings:
+        raise InputError(f"report does not know {' '.join(settings)}; see recbole-pad report --help")
+    print(f"page: {write_report(known.runs, known.output)}")
+    return 0
+
+
 def _add_tune(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", "-m", default="PAD", help="PAD or any RecBole model (default: PAD)")
     parser.add_argument("--dataset", "-d", default="ml-100k", help="dataset name (default: ml-100k)")
@@ -290,6 +305,7 @@ _COMMANDS: dict[
     "compare": (_add_compare, _compare, "run models through the same protocol and test which is better"),
     "experiment": (_add_experiment, _experiment, "run one of the paper's experiments and write its page"),
     "table": (_add_table, _table, "print the results of runs on one dataset as a table"),
+    "report": (_add_report, _report, "write one HTML page about runs on one dataset"),
     "encode": (_add_encode, _encode, "make text vectors of a dataset's items"),
     "quickstart": (_no_flags, _quickstart, "PAD against SASRec on ml-100k, in minutes"),
 }

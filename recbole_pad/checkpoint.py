@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import uuid
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import torch
 import recbole_pad
 from recbole_pad.config import PADConfig, phase_view
 from recbole_pad.errors import InputError
+from recbole_pad.files import write_whole as write_whole
 from recbole_pad.keys import FIRST_READ_IN
 from recbole_pad.phases import PHASES
 
@@ -32,17 +31,6 @@ _NOT_FINGERPRINTED = set(
         "cold_split cold_split_seed global_time_cuts"  # they change the data, of which the fingerprint has a digest
     ).split()
 )
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, then rename it: `path` is whole or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # not mkstemp: its files are private
-    try:
-        write(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Any) -> None:

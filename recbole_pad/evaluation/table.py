@@ -33,7 +33,9 @@ def read_reports(runs: Sequence[Path]) -> list[dict[str, Any]]:
         reports.append(report)
     datasets = sorted({report["dataset"] for report in reports})
     if len(datasets) > 1:
-        raise InputError(f"runs on different datasets cannot share a table: {', '.join(datasets)}")
+        raise InputError(
+            f"runs on different datasets cannot share a table or page: {', '.join(datasets)}; name runs on one of them"
+        )
     return reports
 
 
