@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import platform
 import sys
@@ -499,7 +500,7 @@ def _header(config: Any, network: Any) -> dict[str, Any]:
         },
         "text_vectors": text,
         "n_parameters": sum(parameter.numel() for parameter in network.parameters()),
-        "command": sys.argv,
+        "command": sys.argv if multiprocessing.parent_process() else sys.orig_argv,  # sys.argv is cut for RecBole
         "machine": {"platform": platform.platform(), "cpus": os.cpu_count(), "device": str(config["device"])},
     }
 
