@@ -101,6 +101,11 @@ class Row:
             times.append(sum(result.report["phases"][phase]["seconds"] for phase in used))
         return times
 
+    @property
+    def epochs(self) -> list[int]:
+        """Epochs that this phase was trained, for each seed."""
+        return [result.report["phases"][self.phase]["epochs"] for result in self.results.values()]
+
     def mean(self, measure: Measure) -> float | None:
         """Mean over seeds; None where there is no such target."""
         return float(np.mean(self.values[measure])) if measure in self.values else None

@@ -33,9 +33,16 @@ def markdown_table(rows: Sequence[Row], extra: Mapping[str, Sequence[str]] | Non
         extra: further columns: heading -> a cell for each row.
     """
     further = extra or {}
-    heads = ["model", "seeds", *COLUMNS, *further, "seconds"]
+    heads = ["model", "seeds", *COLUMNS, *further, "epochs", "seconds"]
     body = [
-        [row.name, str(len(row.results)), *cells, *(column[number] for column in further.values()), _seconds(row)]
+        [
+            row.name,
+            str(len(row.results)),
+            *cells,
+            *(column[number] for column in further.values()),
+            f"{np.mean(row.epochs):.0f}",
+            f"{np.mean(row.seconds):.0f}",
+        ]
         for number, (row, cells) in enumerate(zip(rows, _cells(rows, "**{}**", " ± "), strict=True))
     ]
     return "\n".join(["| " + " | ".join(line) + " |" for line in [heads, ["---"] * len(heads), *body]])
@@ -87,10 +94,6 @@ def _cells(rows: Sequence[Row], bold: str, sign: str) -> list[list[str]]:
             line.append(text if deviation is None else f"{text}{sign}{100 * deviation:.2f}")
         cells.append(line)
     return cells
-
-
-def _seconds(row: Row) -> str:
-    return f"{np.mean(row.seconds):.0f}"
 
 
 def paired_tests_table(tests: Sequence[PairedTest]) -> str:

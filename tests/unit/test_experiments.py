@@ -56,7 +56,13 @@ def a_run(folder: Path, ranks: dict[str, np.ndarray], valid: float = 0.1, second
         chosen = {"masked": {"all": {"n": 1, "ndcg@10": valid}, "frequency": {}, "bins": {}}}
         for name in FREQUENCY_GROUPS:
             chosen["masked"]["frequency"][name] = {"n": 0}
-        return {"seconds": seconds, "valid": chosen, "test": test, "diagnostics": {"kept": {"overlap": valid}}}
+        return {
+            "seconds": seconds,
+            "epochs": 4,
+            "valid": chosen,
+            "test": test,
+            "diagnostics": {"kept": {"overlap": valid}},
+        }
 
     report = {
         "phases": {name: phase(own) for name, own in ranks.items()},
@@ -378,12 +384,12 @@ def test_the_best_of_each_column_is_bold_and_has_its_deviation(tmp_path: Path):
     rows = [row for row in some_rows(tmp_path, {"A": 4, "B_1": 12}) if row.is_last]
     lines = markdown_table(rows, {"tau": ["0.5", "0.7"]}).splitlines()
     heads = [cell.strip() for cell in lines[0].strip("|").split("|")]
-    assert heads == ["model", "seeds", *COLUMNS, "tau", "seconds"]
+    assert heads == ["model", "seeds", *COLUMNS, "tau", "epochs", "seconds"]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
     measure = Measure("masked", "all", "hit@10")
     assert cells[1][2] == f"**{100 * rows[1].mean(measure):.2f}** ± {100 * rows[1].deviation(measure):.2f}"
     assert cells[0][2] == f"{100 * rows[0].mean(measure):.2f} ± {100 * rows[0].deviation(measure):.2f}"
-    assert [line[-2] for line in cells] == ["0.5", "0.7"]
+    assert [line[-3:] for line in cells] == [["0.5", "4", "4"], ["0.7", "4", "4"]]
     latex = latex_table(rows, "100 % of a_b")
     assert r"\caption{100 \% of a\_b}" in latex
     assert rf"\textbf{{{100 * rows[1].mean(measure):.2f}}} $\pm$" in latex
