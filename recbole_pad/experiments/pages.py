@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any
 
-import psutil  # type: ignore[import-untyped]
-import torch
-
-import recbole_pad
 from recbole_pad.experiments.comparison import PairedTest
 from recbole_pad.experiments.definition import Experiment
 from recbole_pad.experiments.measures import COLD, WARM, Measure, Row
@@ -71,23 +65,26 @@ _BEST_OTHER_TEXT = (
 
 
 def protocol_text(rows: Sequence[Row]) -> str:
-    """What the numbers are: protocol, seeds, machine, versions."""
+    """What the numbers are: protocol, seeds, machines and versions of the runs."""
     reports = [result.report for row in rows for result in row.results.values()]
     protocol = reports[0]["protocol"]
-    seeds = sorted({seed for row in rows for seed in row.results})
+    seeds = ", ".join(map(str, sorted({seed for row in rows for seed in row.results})))
     split = "leave-one-out" if "LS" in protocol["split"] else f"split {protocol['split']}"
-    machines = sorted({f"{report['machine']['platform']}, {report['machine']['device']}" for report in reports})
     return (
         f"Test split, {split}, full ranking over all items, HR@10 / NDCG@10 in %, mean ± standard deviation over "
-        f"seeds ({', '.join(map(str, seeds))}; models with nothing to train: one run). Masked: the user's whole "
-        f"history cannot be recommended; every run is ranked both ways. Early stopping on {protocol['valid_metric']}, "
-        f"history {'' if protocol['mask_history'] else 'not '}masked. Cold: targets with train frequency 0-5; over "
-        "100: above 100. Bold: best of the column. Epochs: of this phase. Seconds: training and "
-        "validation, without the test; of phases that runs share, what they took once; where a variant starts from another one, its own only.\n\n"
-        f"Machine: {'; '.join(machines)}, {psutil.cpu_count(logical=False)} cores; recbole-pad "
-        f"{recbole_pad.__version__}, torch {torch.__version__}, RecBole {version('recbole')}, Python "
-        f"{platform.python_version()}."
+        f"seeds ({seeds}; models with nothing to train: one run). Masked: the user's whole history cannot be "
+        f"recommended; every run is ranked both ways. Early stopping on {protocol['valid_metric']}, history "
+        f"{'' if protocol['mask_history'] else 'not '}masked. Cold: targets with train frequency 0-5; over 100: above "
+        "100. Bold: best of the column. Epochs: of this phase. Seconds: training and validation, without the test; of "
+        "phases that runs share, what they took once; where a variant starts from another one, its own only.\n\n"
+        f"Machine: {'; '.join(sorted({_machine(report) for report in reports}))}."
     )
+
+
+def _machine(report: Mapping[str, Any]) -> str:
+    machine, versions = report["machine"], report["versions"]
+    packages = ", ".join(f"{name} {versions[name]}" for name in ("recbole-pad", "torch", "recbole", "python"))
+    return f"{machine['platform']}, {machine['cpus']} cores, {machine['device']}; {packages}"
 
 
 def experiment_page(

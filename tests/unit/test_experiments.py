@@ -67,7 +67,8 @@ def a_run(folder: Path, ranks: dict[str, np.ndarray], valid: float = 0.1, second
     report = {
         "phases": {name: phase(own) for name, own in ranks.items()},
         "protocol": {"split": {"LS": "valid_and_test"}, "mask_history": True, "valid_metric": "NDCG@10"},
-        "machine": {"platform": "test", "device": "cpu"},
+        "machine": {"platform": "test", "cpus": 2, "device": "cpu"},
+        "versions": {"recbole-pad": "1", "torch": "2", "recbole": "3", "python": "4"},
     }
     (folder / "result.json").write_text(json.dumps(report))
     write_ranks(
