@@ -19,7 +19,7 @@ from recbole_pad.experiments.comparison import PairedTest, against_reference
 from recbole_pad.experiments.definition import Experiment, StudyVariant
 from recbole_pad.experiments.figures import draw
 from recbole_pad.experiments.measures import Measure, Row, measures_of, rows_of
-from recbole_pad.experiments.pages import Choice, experiment_page
+from recbole_pad.experiments.pages import Choice, experiment_page, grouped
 from recbole_pad.experiments.tables import as_json, csv_text
 from recbole_pad.experiments.variants import Variant
 
@@ -178,8 +178,7 @@ def _rows(
 
 def _tests(experiment: Experiment, rows: Sequence[Row]) -> list[PairedTest]:
     tests = []
-    for phase in dict.fromkeys(row.phase for row in rows):
-        own = [row for row in rows if row.phase == phase]
+    for own in grouped(experiment, rows).values():
         reference = next((row for row in own if row.label == experiment.reference), None)
         if reference is not None:
             tests += against_reference(own, reference)

@@ -134,18 +134,23 @@ def experiment_page(
 _REFERENCE_TEXT = (
     "Every variant less the reference `{}`, in points of NDCG@10. Users: paired bootstrap over test rows, 10,000 "
     "resamples, each row's value being the mean over seeds; it says nothing of the noise between seeds. Seeds: paired "
-    "t-test. Corrected: Holm, over all tests of a phase."
+    "t-test. Corrected: Holm, over all tests of a phase (of the table, where it does not show phases apart)."
 )
+
+
+def grouped(experiment: Experiment, rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """The rows that are compared with each other: of each phase that the experiment shows, else all of them."""
+    phases = [phase for phase in experiment.show if any(row.phase == phase for row in rows)]
+    return {phase: [row for row in rows if row.phase == phase] for phase in phases} or {"": list(rows)}
 
 
 def in_words(experiment: Experiment, rows: Sequence[Row], tests: Sequence[PairedTest]) -> str:
     """A paragraph: the reference, the best, and which variants differ from the reference beyond chance."""
     sentences = []
-    for phase in dict.fromkeys(row.phase for row in rows):
-        own = [row for row in rows if row.phase == phase]
+    for phase, own in grouped(experiment, rows).items():
         reference = next((row for row in own if row.label == experiment.reference), None)
         best = max(own, key=lambda row: row.mean(_NDCG) or 0.0)
-        where = f"After phase `{phase}`" if phase in experiment.show else "In the table below"
+        where = f"After phase `{phase}`" if phase else "In the table below"
         if reference is not None:
             sentences.append(f"{where}, the reference `{reference.label}` has {_figures(reference)}.")
         if best is not reference:

@@ -28,7 +28,7 @@ from recbole_pad.experiments.comparison import against_best_other, against_refer
 from recbole_pad.experiments.definition import experiment_names, parse_experiment, read_experiment
 from recbole_pad.experiments.experiment import run_experiment
 from recbole_pad.experiments.measures import Measure, measures_of, merged, rows_of
-from recbole_pad.experiments.pages import in_words
+from recbole_pad.experiments.pages import grouped, in_words
 from recbole_pad.experiments.tables import COLUMNS, csv_text, groups_table, latex_table, markdown_table
 from recbole_pad.experiments.variants import parse_settings, parse_variants
 from recbole_pad.quick_start import _config
@@ -480,6 +480,18 @@ def test_the_words_name_what_differs_from_the_reference(tmp_path: Path):
     assert "on all targets (NDCG@10 in points; users, 5 %, corrected): better: `B` (+" in text
     assert "`C`" not in text
     assert "The highest NDCG@10 has `B`" in text
+
+
+def test_rows_of_different_last_phases_are_compared_unless_phases_are_shown_apart(tmp_path: Path):
+    rows = some_rows(tmp_path, {"A": 2, "B": 25})
+    last = [row for row in rows if row.label == "B" and row.phase == "pretrain"] + [row for row in rows if row.is_last]
+    whole = parse_experiment("small", small(variants={"A": {}, "B": {}}))
+    apart = parse_experiment("small", small(variants={"A": {}, "B": {}}, show=["pretrain", "finetune"]))
+    assert [len(own) for own in grouped(whole, last).values()] == [3]
+    assert {phase: [row.name for row in own] for phase, own in grouped(apart, last).items()} == {
+        "pretrain": ["B, pretrain"],
+        "finetune": ["A", "B"],
+    }
 
 
 @pytest.mark.parametrize(
