@@ -49,11 +49,15 @@ def comparison_page(
             groups_table(last, "frequency"),
         ]
         parts += ["The same by bin (1: most frequent items, all bins of equal train mass):", groups_table(last, "bin")]
-    if tests:
-        parts += ["## Tests", _BEST_OTHER_TEXT, paired_tests_table(tests)]
+    return _with_end(parts, _BEST_OTHER_TEXT, tests, failures)
+
+
+def _with_end(parts: Sequence[str], text: str, tests: Sequence[PairedTest], failures: Mapping[str, str]) -> str:
+    """The parts of a page, its tests, and what has no result."""
+    end = ["## Tests", text, paired_tests_table(tests)] if tests else []
     if failures:
-        parts += ["## Missing", "\n".join(f"- {cell}: {why}" for cell, why in failures.items())]
-    return "\n\n".join(part for part in parts if part) + "\n"
+        end += ["## Missing", "\n".join(f"- {cell}: {why}" for cell, why in failures.items())]
+    return "\n\n".join(part for part in [*parts, *end] if part) + "\n"
 
 
 _BEST_OTHER_TEXT = (
@@ -124,11 +128,7 @@ def experiment_page(
     ]
     if choices:
         parts += ["## Chosen on validation data", _choices_table(choices)]
-    if tests:
-        parts += ["## Tests", _REFERENCE_TEXT.format(experiment.reference), paired_tests_table(tests)]
-    if failures:
-        parts += ["## Missing", "\n".join(f"- {cell}: {why}" for cell, why in failures.items())]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return _with_end(parts, _REFERENCE_TEXT.format(experiment.reference), tests, failures)
 
 
 _REFERENCE_TEXT = (
