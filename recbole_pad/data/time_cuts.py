@@ -73,7 +73,7 @@ def time_cuts(times: NDArray[np.float32], given: Sequence[float]) -> NDArray[np.
     """
     if len(given) == 2:
         return np.asarray(given, dtype=np.float32)
-    places = np.cumsum(np.asarray(given[:2]) / sum(given)) * len(times)
+    places = np.cumsum(given[:2]) / sum(given) * len(times)
     cuts: NDArray[np.float32] = np.sort(times)[np.minimum(np.round(places).astype(np.int64), len(times) - 1)]
     return cuts
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from recbole.data import create_dataset
 from recbole.trainer import Trainer
@@ -175,6 +175,7 @@ def test_the_log_says_where_the_cuts_are(prepared, timed, caplog):
     st.lists(st.integers(0, 12), min_size=3, max_size=60),
     st.lists(st.sampled_from([0.1, 0.5, 1, 2, 8]), min_size=3, max_size=3),
 )
+@example([0, 0, 1, 1], [0.1, 0.5, 1])  # a cut at half a place: rounded as written, sum first
 def test_ties_are_on_one_side_and_no_part_before_a_cut_is_too_large(values: list[int], shares: list[float]):
     times = np.array(values, dtype=np.float32)
     part = parts(times, time_cuts(times, shares))
