@@ -13,6 +13,7 @@ import torch
 import recbole_pad
 from recbole_pad.config import PADConfig, phase_view
 from recbole_pad.errors import InputError
+from recbole_pad.files import write_text
 from recbole_pad.files import write_whole as write_whole
 from recbole_pad.keys import FIRST_READ_IN
 from recbole_pad.phases import PHASES
@@ -36,7 +37,7 @@ _NOT_FINGERPRINTED = set(
 def write_json(path: Path, content: Any) -> None:
     """Write JSON, whole or not at all; NaN is refused."""
     text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
-    write_whole(path, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))
+    write_text(path, text + "\n")
 
 
 def save(path: Path, content: dict[str, Any]) -> None:

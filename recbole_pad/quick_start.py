@@ -35,6 +35,7 @@ from recbole_pad.evaluation.collector import Ranks
 from recbole_pad.evaluation.evaluate import ItemGroups, evaluate_split, split_ranks
 from recbole_pad.evaluation.rank_files import RANKS_FILE, write_ranks
 from recbole_pad.fast_evaluation import evaluate_with_ranks
+from recbole_pad.files import write_text
 from recbole_pad.phase_trainers import PhaseRecord, peak_memory_mb
 from recbole_pad.process_group import require_shared
 from recbole_pad.registration import MODELS
@@ -522,7 +523,7 @@ def _plain(result: Any) -> dict[str, float] | None:
 
 def _write_yaml(path: Path, settings: dict[str, Any]) -> None:
     text = yaml.safe_dump({key: _yaml_value(value) for key, value in settings.items()})
-    checkpoint.write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_text(path, text)
 
 
 def _yaml_value(value: Any) -> Any:

@@ -14,7 +14,7 @@ from recbole_pad.config import PADConfig
 from recbole_pad.data.augmentation import make_rows
 from recbole_pad.data.frequency import equal_mass_bins
 from recbole_pad.data.histories import LEFT_OUT, Histories, train_counts, train_histories
-from recbole_pad.data.rows import take_rows
+from recbole_pad.data.rows import rows_from_here, take_rows
 from recbole_pad.data.text_table import TextTable, find_text_table
 from recbole_pad.distributed import Processes
 from recbole_pad.errors import InputError
@@ -81,11 +81,7 @@ class PADDataset(SequentialDataset):
 
     def _window_rows(self, feat: Any) -> Any:
         """Of all training rows, those that end a window; the rows of a user are in time order."""
-        users = feat[self.uid_field].numpy()
-        by_user = np.argsort(users, kind="stable")
-        ends = np.cumsum(np.bincount(users, minlength=self.user_num))
-        n_after = np.empty(len(users), dtype=np.int64)
-        n_after[by_user] = ends[users[by_user]] - 1 - np.arange(len(users))
+        n_after = rows_from_here(feat[self.uid_field].numpy()) - 1
         return take_rows(feat, np.flatnonzero(self._ends_window(n_after)))
 
     @cached_property

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 FREQUENCY_GROUPS = ("0", "1-5", "6-10", "11-20", "21-50", "51-100", ">100")
+COLD_GROUPS = ("0", "1-5")
 GROUP_LAST_COUNTS = (0, 5, 10, 20, 50, 100)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from recbole.data.interaction import Interaction
 from torch import Tensor
 
@@ -139,3 +140,12 @@ def _as_index(index: Any) -> Any:
         array = np.asarray(index)
         return torch.from_numpy(array.astype(np.int64) if array.size == 0 else np.ascontiguousarray(array))
     return index
+
+
+def rows_from_here(users: NDArray[np.int64]) -> NDArray[np.int64]:
+    """For each row the number of rows of its user from this one on; a user's rows are in time order."""
+    by_user = np.argsort(users, kind="stable")
+    ends = np.cumsum(np.bincount(users))
+    result = np.empty(len(users), dtype=np.int64)
+    result[by_user] = ends[users[by_user]] - np.arange(len(users))
+    return result

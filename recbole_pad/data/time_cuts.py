@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recbole_pad.data.histories import cuts_globally
+from recbole_pad.data.rows import rows_from_here
 from recbole_pad.data.splitting import copies
 from recbole_pad.errors import InputError
 
@@ -94,22 +95,13 @@ def split_at_cuts(
     feat = dataset.inter_feat
     users, times = feat[group_by].numpy(), feat[dataset.time_field].numpy()
     part = parts(times if times.ndim == 1 else times[..., 0], dataset.time_cuts)
-    left_out = _rows_from_here(users)
+    left_out = rows_from_here(users)
     places = [np.flatnonzero(part == number) for number in range(3)]
     splits = copies(dataset, places)
     for split, rows in zip(splits, places, strict=True):
         split.left_out = left_out[rows]
     _log(dataset, [users[rows] for rows in places], [feat[dataset.iid_field].numpy()[rows] for rows in places])
     return splits
-
-
-def _rows_from_here(users: NDArray[np.int64]) -> NDArray[np.int64]:
-    """For each row the number of rows of its user from this one on; a user's rows are in time order."""
-    by_user = np.argsort(users, kind="stable")
-    ends = np.cumsum(np.bincount(users))
-    result = np.empty(len(users), dtype=np.int64)
-    result[by_user] = ends[users[by_user]] - np.arange(len(users))
-    return result
 
 
 def _log(dataset: Any, users: list[NDArray[np.int64]], targets: list[NDArray[np.int64]]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recbole_pad.evaluation.metrics import metrics
+from recbole_pad.evaluation.metrics import gains, metrics
 
 K = 10
 
@@ -32,8 +32,7 @@ def best_and_hardest(
     wanted = 2 * n_listed
     enough = next((number for number in range(at_least, 1, -1) if (n_rows >= number).sum() >= wanted), 1)
     is_listed = n_rows >= enough
-    gains = np.where(ranks <= K, 1 / np.log2(ranks + 1), 0.0)
-    ndcg = np.bincount(place, weights=gains, minlength=len(items)) / n_rows
+    ndcg = np.bincount(place, weights=gains(ranks, f"ndcg@{K}"), minlength=len(items)) / n_rows
     ndcg = ndcg.round(12)  # equal sums may differ in the last digit, by the order of their terms
     chosen = {}
     for name, key in (("best", -ndcg), ("hardest", ndcg)):

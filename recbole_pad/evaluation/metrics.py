@@ -2,12 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 KS = (5, 10, 20)
+_GAINS: dict[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {  # of a rank within the list
+    "hit": np.ones_like,
+    "ndcg": lambda ranks: 1 / np.log2(ranks + 1),
+    "mrr": lambda ranks: 1 / ranks,
+}
+
+
+def gains(ranks: NDArray[np.floating], metric: str) -> NDArray[np.float64]:
+    """Each row's value of a metric from the rank of the one target.
+
+    Args:
+        ranks: 1-based ranks, shape (n,), may be infinite.
+        metric: ``hit@k``, ``ndcg@k`` or ``mrr@k``.
+
+    Raises:
+        ValueError: another metric.
+    """
+    name, _, k = metric.partition("@")
+    if name not in _GAINS or not k.isdigit():
+        raise ValueError(f"metric must be hit@k, ndcg@k or mrr@k, got {metric!r}")
+    exact: NDArray[np.float64] = np.asarray(ranks, dtype=np.float64)
+    return np.where(exact <= int(k), _GAINS[name](exact), 0.0)
 
 
 def metrics(ranks: NDArray[np.floating], ks: Sequence[int] = KS) -> dict[str, float]:
@@ -32,8 +55,7 @@ def metrics(ranks: NDArray[np.floating], ks: Sequence[int] = KS) -> dict[str, fl
         raise ValueError(f"ranks must be numbers >= 1, shape (n,); got shape {ranks.shape}")
     if not len(ranks):
         return {}
-    gains = {"hit": np.ones_like(ranks), "ndcg": 1 / np.log2(ranks + 1), "mrr": 1 / ranks}
-    return {f"{name}@{k}": float(np.mean(np.where(ranks <= k, gain, 0.0))) for k in ks for name, gain in gains.items()}
+    return {f"{name}@{k}": float(np.mean(gains(ranks, f"{name}@{k}"))) for k in ks for name in _GAINS}
 
 
 def grouped_metrics(
@@ -63,3 +85,15 @@ def grouped_metrics(
         own = ranks[groups == index]
         result[name] = {"n": len(own), **metrics(own, ks)}
     return result
+
+
+def merged(groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The mean of each metric over the rows of several groups, and ``n``, their number.
+
+    Args:
+        groups: entries of `grouped_metrics`; a metric that one with rows does not have is left out.
+    """
+    filled = [group for group in groups if group["n"]]
+    n = sum(group["n"] for group in filled)
+    names = [name for name in (filled[0] if filled else ()) if name != "n" and all(name in group for group in filled)]
+    return {"n": n, **{name: sum(group["n"] * group[name] for group in filled) / n for name in names}}

@@ -9,24 +9,6 @@ from numpy.typing import NDArray
 from scipy.stats import ttest_rel
 
 
-def gains(ranks: NDArray[np.floating], metric: str) -> NDArray[np.float64]:
-    """Each user's value of a metric from the rank of the one target.
-
-    Args:
-        ranks: 1-based ranks, shape (n,), may be infinite.
-        metric: ``hit@k``, ``ndcg@k`` or ``mrr@k``.
-
-    Raises:
-        ValueError: another metric.
-    """
-    name, _, k = metric.partition("@")
-    ranks = np.asarray(ranks, dtype=np.float64)
-    values = {"hit": lambda r: np.ones_like(r), "ndcg": lambda r: 1 / np.log2(r + 1), "mrr": lambda r: 1 / r}
-    if name not in values or not k.isdigit():
-        raise ValueError(f"metric must be hit@k, ndcg@k or mrr@k, got {metric!r}")
-    return np.where(ranks <= int(k), values[name](ranks), 0.0)
-
-
 def paired_bootstrap(
     first: NDArray[np.floating], second: NDArray[np.floating], seed: int = 0, n_resamples: int = 10_000
 ) -> dict[str, float]:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from recbole_pad.data.frequency import COLD_GROUPS
 from recbole_pad.errors import InputError
-
-_COLD = ("0", "1-5")
+from recbole_pad.evaluation.metrics import merged
 
 
 def read_reports(runs: Sequence[Path]) -> list[dict[str, Any]]:
@@ -62,7 +62,7 @@ def result_table(reports: Sequence[dict[str, Any]], split: str = "test") -> str:
             cells = [
                 _cell(masked["all"]),
                 _cell(unmasked["all"]),
-                _cell(_merged([masked["frequency"][group] for group in _COLD])),
+                _cell(merged([masked["frequency"][group] for group in COLD_GROUPS])),
                 _cell(masked["frequency"][">100"]),
             ]
             lines.append(f"| {name} | {phase} | {' | '.join(cells)} | {entry['seconds']:.0f} |")
@@ -73,11 +73,3 @@ def _cell(metrics: dict[str, Any]) -> str:
     if not metrics["n"]:
         return "no targets"
     return f"{100 * metrics['hit@10']:.2f} / {100 * metrics['ndcg@10']:.2f}"
-
-
-def _merged(groups: list[dict[str, Any]]) -> dict[str, Any]:
-    """Mean over the rows of several groups."""
-    n = sum(group["n"] for group in groups)
-    filled = [group for group in groups if group["n"]]
-    keys = ("hit@10", "ndcg@10") if filled else ()
-    return {"n": n, **{key: sum(group["n"] * group[key] for group in filled) / n for key in keys}}

@@ -17,12 +17,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import yaml
+from numpy.typing import NDArray
 
-from recbole_pad.checkpoint import NUMBERS, write_whole
+from recbole_pad.checkpoint import NUMBERS
 from recbole_pad.errors import InputError
 from recbole_pad.evaluation.collector import Ranks
-from recbole_pad.evaluation.rank_files import RANKS_FILE, read_ranks
+from recbole_pad.evaluation.rank_files import RANKS_FILE, read_frequency, read_ranks
+from recbole_pad.files import write_text
 
 _POLL_SECONDS = 2.0
 _PHASES_FOLDER = "phases"
@@ -88,6 +91,11 @@ class CellResult:
             InputError: if the run has none.
         """
         return read_ranks(self.folder / RANKS_FILE)
+
+    @cached_property
+    def frequency(self) -> NDArray[np.int64]:
+        """Train frequency of each test row's target, in the order of `ranks`; errors likewise."""
+        return read_frequency(self.folder / RANKS_FILE)
 
 
 def result_of(cell: Cell, root: Path) -> CellResult | None:
@@ -179,8 +187,7 @@ class Grid:
     def _run_locked(self, cell: Cell, folder: Path, lock: IO[str], counter: _Counter) -> None:
         settings = self._settings(cell, folder)
         file = folder / "settings.yaml"
-        text = yaml.safe_dump(settings, sort_keys=False)
-        write_whole(file, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        write_text(file, yaml.safe_dump(settings, sort_keys=False))
         started = time.monotonic()
         with (folder / "log.txt").open("ab") as log:
             code = (self.run or _run_process)(cell, file, log, lock.fileno())

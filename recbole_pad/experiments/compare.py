@@ -7,18 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recbole_pad.checkpoint import write_json, write_whole
+from recbole_pad.checkpoint import write_json
 from recbole_pad.errors import InputError
 from recbole_pad.experiments.cells import Cell, CellResult, Grid, on_screen
 from recbole_pad.experiments.comparison import PairedTest, against_best_other
 from recbole_pad.experiments.measures import Row, rows_of
 from recbole_pad.experiments.pages import comparison_page
-from recbole_pad.experiments.tables import (
-    as_json,
-    csv_text,
-    latex_table,
-)
+from recbole_pad.experiments.tables import as_json, csv_text, latex_table
 from recbole_pad.experiments.variants import Variant
+from recbole_pad.files import write_text
 
 CELLS = Path("cells")
 
@@ -90,7 +87,7 @@ def compare(
     output.mkdir(parents=True, exist_ok=True)
     texts = {".md": page, ".csv": csv_text(rows), ".tex": "\n\n".join(latex) + "\n"}
     for suffix, text in texts.items():
-        _write(output / f"comparison{suffix}", text)
+        write_text(output / f"comparison{suffix}", text)
     write_json(output / "comparison.json", as_json(rows, tests))
     files = [output / f"comparison{suffix}" for suffix in (*texts, ".json")]
     return Comparison(rows, tests, grid.failures, files)
@@ -99,7 +96,3 @@ def compare(
 def _rows(dataset: str, label: str, group: Sequence[Cell], results: Mapping[Cell, CellResult]) -> list[Row]:
     found = {cell.seed: results[cell] for cell in group if cell in results}
     return rows_of(dataset, label, found) if found else []
-
-
-def _write(path: Path, text: str) -> None:
-    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

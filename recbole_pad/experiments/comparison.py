@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recbole_pad.errors import InputError
-from recbole_pad.evaluation.rank_files import RANKS_FILE, read_frequency
 from recbole_pad.evaluation.significance import holm, paired_bootstrap, seed_t_test
 from recbole_pad.experiments.measures import COLD, WARM, Measure, Row
 
@@ -89,18 +88,13 @@ def against_reference(rows: Sequence[Row], reference: Row, n_resamples: int = 10
 
 def _test(first: Row, second: Row, measure: Measure, n_resamples: int) -> PairedTest:
     """Rows of one seed (a model with nothing to train) stand against each seed of the other."""
-    seeds = sorted(set(first.results) & set(second.results)) or None
-    chosen = None if len(first.results) == 1 or len(second.results) == 1 else seeds
-    is_member = _ROWS_OF[measure.group](_frequency(first, second))
-    one, other = (_gains_of_same_rows(row, first, measure, chosen)[is_member] for row in (first, second))
+    has_several = len(first.results) > 1 and len(second.results) > 1
+    seeds = sorted(set(first.results) & set(second.results)) if has_several else []
+    is_member = _ROWS_OF[measure.group](next(iter(first.results.values())).frequency)
+    one, other = (_gains_of_same_rows(row, first, measure, seeds or None)[is_member] for row in (first, second))
     found = paired_bootstrap(one, other, n_resamples=n_resamples)
-    p_seeds = None
-    if chosen is not None and seeds is not None:
-        values = [
-            [dict(zip(row.results, row.values[measure], strict=True))[seed] for seed in seeds]
-            for row in (first, second)
-        ]
-        p_seeds = seed_t_test(*values)
+    by_seed = [dict(zip(row.results, row.values[measure], strict=True)) for row in (first, second)]
+    p_seeds = seed_t_test(*([values[seed] for seed in seeds] for values in by_seed))
     return PairedTest(
         first.dataset, measure, first.name, second.name,
         found["difference"], found["low"], found["high"], found["p"], p_seeds,
@@ -113,11 +107,6 @@ def _gains_of_same_rows(row: Row, first: Row, measure: Measure, seeds: Sequence[
     if not (np.array_equal(own.user, expected.user) and np.array_equal(own.target, expected.target)):
         raise InputError(f"{row.name} and {first.name} were tested on other users or targets of {row.dataset}")
     return row.user_gains(measure.protocol, measure.metric, seeds)
-
-
-def _frequency(*rows: Row) -> NDArray[np.int64]:
-    """Train frequency of each test row's target, the same for all models of a dataset."""
-    return read_frequency(next(iter(rows[0].results.values())).folder / RANKS_FILE)
 
 
 def _corrected(tests: list[PairedTest]) -> list[PairedTest]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from recbole_pad.checkpoint import write_json, write_whole
+from recbole_pad.checkpoint import write_json
 from recbole_pad.errors import InputError
 from recbole_pad.experiments.cells import Cell, CellResult, Grid, on_screen
 from recbole_pad.experiments.compare import CELLS
@@ -21,7 +21,8 @@ from recbole_pad.experiments.figures import draw
 from recbole_pad.experiments.measures import Measure, Row, measures_of, rows_of
 from recbole_pad.experiments.pages import Choice, experiment_page, grouped
 from recbole_pad.experiments.tables import as_json, csv_text
-from recbole_pad.experiments.variants import Variant
+from recbole_pad.experiments.variants import is_trained
+from recbole_pad.files import write_text, write_whole
 
 RESULTS = Path("docs") / "results"
 
@@ -77,8 +78,9 @@ def run_experiment(
     grid = Grid(cells, jobs, say)
     plan = _Plan(experiment, dataset, seeds, shared, grid)
     choices = plan.choose()
-    results = grid.results([cell for group in plan.cells().values() for cell in group])
-    rows = _rows(experiment, dataset, plan.cells(), results)
+    planned = plan.cells()
+    results = grid.results([cell for group in planned.values() for cell in group])
+    rows = _rows(experiment, dataset, planned, results)
     if not rows:
         raise InputError(f"no cell has a result; the first failure: {next(iter(grid.failures.values()))}")
     tests = _tests(experiment, rows)
@@ -87,8 +89,8 @@ def run_experiment(
     output.mkdir(parents=True, exist_ok=True)
     files = {suffix: output / f"{stem}.{suffix}" for suffix in ("md", "json", "csv", "png", "svg")}
     page = experiment_page(experiment, dataset, rows, tests, choices, grid.failures, extra, command, stem)
-    write_whole(files["md"], lambda temporary: temporary.write_text(page, encoding="utf-8"))
-    write_whole(files["csv"], lambda temporary: temporary.write_text(csv_text(rows), encoding="utf-8"))
+    write_text(files["md"], page)
+    write_text(files["csv"], csv_text(rows))
     write_json(files["json"], {**as_json(rows, tests), "choices": [vars(choice) for choice in choices]})
     for suffix in ("png", "svg"):
         write_whole(files[suffix], partial(draw, rows, f"{experiment.title} ({dataset})", suffix))
@@ -139,7 +141,7 @@ class _Plan:
         return choices
 
     def _seeds_of(self, variant: StudyVariant) -> Sequence[int]:
-        return self._seeds if Variant(variant.label, variant.model, {}).is_trained else self._seeds[:1]
+        return self._seeds if is_trained(variant.model) else self._seeds[:1]
 
     def _cell(
         self, variant: StudyVariant, seed: int, values: Mapping[str, Any] | None = None, tuning: bool = False

@@ -9,12 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from recbole_pad.evaluation.metrics import KS
-from recbole_pad.evaluation.significance import gains
+from recbole_pad.data.frequency import COLD_GROUPS
+from recbole_pad.evaluation.metrics import KS, gains, merged
 from recbole_pad.experiments.cells import CellResult
 
 COLD, WARM = "cold", "over 100"
-COLD_GROUPS, WARM_GROUPS = ("0", "1-5"), (">100",)  # names in result.json
 PROTOCOLS = ("masked", "unmasked")
 METRICS = tuple(f"{name}@{k}" for name in ("hit", "ndcg", "mrr") for k in KS)
 
@@ -51,19 +50,11 @@ def _groups(report: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     return {
         "all": report["all"],
         COLD: merged([frequency[name] for name in COLD_GROUPS]),
-        WARM: merged([frequency[name] for name in WARM_GROUPS]),
+        WARM: frequency[">100"],
         **{f"frequency {name}": metrics for name, metrics in frequency.items()},
         **{f"bin {name}": metrics for name, metrics in report["bins"].items()},
         **{new: split[name] for name, new in (("in_set", "in_set"), ("cold", "withheld")) if name in split},
     }
-
-
-def merged(groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The mean of each metric over the rows of several groups, and ``n``, their number."""
-    filled = [group for group in groups if group["n"]]
-    n = sum(group["n"] for group in filled)
-    names = [name for name in METRICS if filled and all(name in group for group in filled)]
-    return {"n": n, **{name: sum(group["n"] * group[name] for group in filled) / n for name in names}}
 
 
 @dataclass(frozen=True)

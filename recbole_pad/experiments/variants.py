@@ -60,7 +60,12 @@ class Variant:
     @property
     def is_trained(self) -> bool:
         """Whether the seed can change anything."""
-        return self.model not in MODELS or MODELS[self.model].is_trained
+        return is_trained(self.model)
+
+
+def is_trained(model: str) -> bool:
+    """Whether a model has anything to train, so that the seed can change its results."""
+    return model not in MODELS or MODELS[model].is_trained
 
 
 def parse_variants(words: Sequence[str]) -> list[Variant]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_pad.errors import InputError
-from recbole_pad.files import write_whole
+from recbole_pad.files import write_text
 from recbole_pad.report import figures, tables, words
 from recbole_pad.report.assets import SCRIPT, STYLE
 from recbole_pad.report.figures import Figure
@@ -40,7 +40,7 @@ def write_report(paths: Sequence[Path], output: Path) -> Path:
     if output.is_dir():
         raise InputError(f"output: {output} is a folder; name a file, for example {output / 'report.html'}")
     text = page(read_runs(paths))
-    write_whole(output, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_text(output, text)
     return output
 
 

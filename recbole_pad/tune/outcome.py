@@ -14,6 +14,7 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from recbole_pad import checkpoint
+from recbole_pad.files import write_text
 from recbole_pad.tune.trial import PHASES, REASON, RESULT, SECONDS, SETTINGS
 
 _NO_REASON = "its process ended without a word (killed, or out of memory?)"
@@ -76,7 +77,7 @@ def write_trials(folder: Path, study: Study, keys: Iterable[str]) -> Path:
                 reason(trial),
             ]
         )
-    checkpoint.write_whole(path, lambda temporary: temporary.write_text(text.getvalue(), encoding="utf-8"))
+    write_text(path, text.getvalue())
     return path
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from tests.reference.rows_loops import Interaction
-
-Row = tuple[list[Interaction], Interaction]  # history, target
+from tests.reference.rows_loops import Interaction, Row
 
 
 def without_withheld(histories: dict[str, list[Interaction]], withheld: set[str]) -> dict[str, list[Interaction]]:

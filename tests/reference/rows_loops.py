@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 Interaction = tuple[str, float]  # item, time
+Row = tuple[list[Interaction], Interaction]  # history, target
 
 
 def as_float32(time: float) -> float:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from tests.reference.rows_loops import Interaction
-
-Row = tuple[list[Interaction], Interaction]  # history, target
+from tests.reference.rows_loops import Interaction, Row
 
 
 def cuts(histories: dict[str, list[Interaction]], shares: list[float]) -> list[float]:

@@ -20,6 +20,7 @@ from recbole_pad.data.cold_split import kept_interactions, withheld_items
 from recbole_pad.errors import InputError
 from recbole_pad.quick_start import run_recbole
 from tests.reference import cold_loops, rows_loops
+from tests.reference.split_rows import rows_of
 
 SHARE = 0.3
 MODELS: dict[str, dict[str, Any]] = {
@@ -68,19 +69,6 @@ def for_model(shuffled: dict[str, Any], changes: dict[str, Any]) -> dict[str, An
 
 def withheld_tokens(whole: Any) -> set[str]:
     return {str(whole.id2token("item_id", item)) for item in np.flatnonzero(whole.withheld_items)}
-
-
-def rows_of(dataset: Any) -> dict[str, list[cold_loops.Row]]:
-    """The rows of each user of a split, in order."""
-    rows: dict[str, list[cold_loops.Row]] = {}
-    feat = dataset.inter_feat
-    for row, user in enumerate(feat["user_id"].tolist()):
-        n = int(feat["item_length"][row])
-        items = [*feat["item_id_list"][row][:n].tolist(), int(feat["item_id"][row])]
-        times = [*feat["timestamp_list"][row][:n].tolist(), float(feat["timestamp"][row])]
-        entries = list(zip(dataset.id2token("item_id", items).tolist(), times, strict=True))
-        rows.setdefault(str(dataset.id2token("user_id", user)), []).append((entries[:-1], entries[-1]))
-    return rows
 
 
 # --- rows --------------------------------------------------------------------------------------------------

@@ -20,14 +20,14 @@ from recbole_pad.config import PADConfig
 from recbole_pad.data.frequency import FREQUENCY_GROUPS
 from recbole_pad.errors import InputError
 from recbole_pad.evaluation.collector import Ranks
-from recbole_pad.evaluation.metrics import grouped_metrics, metrics
+from recbole_pad.evaluation.metrics import grouped_metrics, merged, metrics
 from recbole_pad.evaluation.rank_files import write_ranks
 from recbole_pad.evaluation.significance import paired_bootstrap
 from recbole_pad.experiments.cells import Cell, Grid, result_of
 from recbole_pad.experiments.comparison import against_best_other, against_reference
 from recbole_pad.experiments.definition import experiment_names, parse_experiment, read_experiment
 from recbole_pad.experiments.experiment import run_experiment
-from recbole_pad.experiments.measures import Measure, measures_of, merged, rows_of
+from recbole_pad.experiments.measures import Measure, measures_of, rows_of
 from recbole_pad.experiments.pages import grouped, in_words
 from recbole_pad.experiments.tables import COLUMNS, csv_text, groups_table, latex_table, markdown_table
 from recbole_pad.experiments.variants import parse_settings, parse_variants

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import bootstrap
 
-from recbole_pad.evaluation.significance import gains, holm, paired_bootstrap, seed_t_test
+from recbole_pad.evaluation.metrics import gains
+from recbole_pad.evaluation.significance import holm, paired_bootstrap, seed_t_test
 
 
 def test_gains_by_hand():

@@ -28,6 +28,7 @@ from recbole_pad.evaluation.evaluate import ItemGroups, split_ranks
 from recbole_pad.fast_evaluation import evaluate_with_ranks
 from recbole_pad.quick_start import run_recbole
 from tests.reference import rows_loops, time_loops
+from tests.reference.split_rows import rows_of
 
 SHARES = [0.6, 0.2, 0.2]
 MODELS: dict[str, dict[str, Any]] = {
@@ -75,19 +76,6 @@ def file_of(timed: dict[str, Any]) -> Path:
 def expected_rows(timed: dict[str, Any]) -> list[dict[str, list[time_loops.Row]]]:
     histories = rows_loops.histories(file_of(timed))
     return time_loops.split(histories, time_loops.cuts(histories, SHARES))
-
-
-def rows_of(dataset: Any) -> dict[str, list[time_loops.Row]]:
-    """The rows of each user of a split, in order."""
-    rows: dict[str, list[time_loops.Row]] = {}
-    feat = dataset.inter_feat
-    for row, user in enumerate(feat["user_id"].tolist()):
-        n = int(feat["item_length"][row])
-        items = [*feat["item_id_list"][row][:n].tolist(), int(feat["item_id"][row])]
-        times = [*feat["timestamp_list"][row][:n].tolist(), float(feat["timestamp"][row])]
-        entries = list(zip(dataset.id2token("item_id", items).tolist(), times, strict=True))
-        rows.setdefault(str(dataset.id2token("user_id", user)), []).append((entries[:-1], entries[-1]))
-    return rows
 
 
 # --- rows --------------------------------------------------------------------------------------------------
