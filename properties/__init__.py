@@ -1,1 +1,1 @@
-"""Property files of the plugin: `model/`, `dataset/`, `protocol/`. A package, so that every install finds them."""
+"""Property files of the plugin: `model/`, `base/`, `dataset/`, ... A package, so that every install finds them."""

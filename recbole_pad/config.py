@@ -17,7 +17,7 @@ from recbole.utils import ModelType
 
 from recbole_pad.backbones import backbone_spec
 from recbole_pad.errors import InputError
-from recbole_pad.keys import PHASE_KEYS
+from recbole_pad.keys import DATA_KEYS, PHASE_KEYS
 from recbole_pad.nn.adapter import ACTIVATIONS, FUSIONS
 from recbole_pad.nn.gate import EQUAL, GATE_NORMS, GATES, RANDOM
 from recbole_pad.nn.kernels import KERNELS
@@ -245,19 +245,39 @@ def property_names(folder: str) -> list[str]:
     )
 
 
+def model_settings(model: str) -> dict[str, Any]:
+    """The settings of one of our models, or an empty dict: its file, over the files of `base/` that it names."""
+    own = properties("model", f"{model}.yaml")
+    settings: dict[str, Any] = {}
+    for base in own.pop("bases", []):
+        settings.update(properties("base", f"{base}.yaml"))
+    return {**settings, **own}
+
+
+def unread_keys(model: str) -> set[str]:
+    """PAD's keys that a model does not read, so that they are refused; empty unless the model's file names its `bases`.
+
+    Keys of the data are no such keys: the dataset and its loaders read them.
+    """
+    if "bases" not in properties("model", f"{model}.yaml"):
+        return set()
+    of_phases = {f"{phase}.{key}" for phase in _WORDS["phases"] for key in PHASE_KEYS}
+    return (of_phases | set(properties("model", "PAD.yaml"))) - set(model_settings(model)) - set(DATA_KEYS)
+
+
 def add_plugin_settings(config: Any, model: str, model_class: Any, dataset: str) -> None:
     """Lay our property files over RecBole's defaults, then refuse keys that nobody reads.
 
-    Order, later wins: RecBole's files, the backbone's file, `protocol/<protocol>.yaml`, `model/PAD.yaml`,
-    `model/<model>.yaml`, `dataset/<dataset>.yaml`; the user's files, dict and command line win over all of them. PAD's
-    keys stand below those of our other models, which share its dataset. For a model that is not ours nothing changes
-    unless the key `protocol` is set.
+    Order, later wins: RecBole's files, the backbone's file, `protocol/<protocol>.yaml`, `model/PAD.yaml`, the bases of
+    the model, `model/<model>.yaml`, `dataset/<dataset>.yaml`; the user's files, dict and command line win over all of
+    them. PAD's keys stand below those of our other models, which share its dataset. For a model that is not ours
+    nothing changes unless the key `protocol` is set.
 
     Raises:
         InputError: for an unknown backbone, protocol or key.
     """
     internal, external = config.internal_config_dict, config.external_config_dict
-    ours = properties("model", f"{model}.yaml")
+    ours = model_settings(model)
     protocol = external.get("protocol", "pad" if ours else None)
     if "backbone" in ours:
         backbone = external.get("backbone", ours["backbone"])
@@ -311,7 +331,13 @@ def _check_keys(config: Any, model: str, ours: Mapping[str, Any]) -> None:
     pad_keys = {*properties("model", "PAD.yaml"), *properties("protocol", "pad.yaml")}
     known |= {f"{phase}.{key}" for phase in _WORDS["phases"] for key in PHASE_KEYS} if ours else pad_keys
     if "loss" in ours and "loss_type" in config.external_config_dict:
-        raise InputError("loss_type: PAD's loss is set by the key `loss` (ce, bce, sampled_softmax); remove loss_type")
+        raise InputError(
+            f"loss_type: {model}'s loss is set by the key `loss` (ce, bce, sampled_softmax); remove loss_type"
+        )
+    if unread := sorted(unread_keys(model) & set(config.external_config_dict)):
+        raise InputError(
+            f"{', '.join(unread)}: PAD reads that, {model} does not; its keys: properties/model/{model}.yaml"
+        )
     ours_on_command_line = Path(sys.argv[0]).name in PROGRAMS
     for key in config.external_config_dict:
         if key in known:

@@ -38,7 +38,7 @@ from recbole_pad.fast_evaluation import evaluate_with_ranks
 from recbole_pad.files import write_text
 from recbole_pad.phase_trainers import PhaseRecord, peak_memory_mb
 from recbole_pad.process_group import require_shared
-from recbole_pad.registration import MODELS
+from recbole_pad.registration import MODELS, has_our_backbone, has_phases
 from recbole_pad.registry import nearest
 from recbole_pad.trainer import PADTrainer
 
@@ -116,7 +116,7 @@ def _run_of_torchrun(given: dict[str, Any], model: str, *args: Any) -> dict[str,
 def _how_to_continue(model: str, folder: str | None) -> str:
     if folder is None:
         return "Nothing had been saved: start it again"
-    if model == "PAD":
+    if has_phases(model):
         return f"To continue, give the same command and --resume={folder}"
     return f"What it has saved is in {folder}; {model} cannot be resumed, start it again"
 
@@ -486,7 +486,7 @@ def _header(config: Any, network: Any) -> dict[str, Any]:
     return {
         "format": RESULT_FORMAT,
         "model": config["model"],
-        "backbone": config["backbone"] if config["model"] == "PAD" else None,
+        "backbone": config["backbone"] if has_our_backbone(config["model"]) else None,
         "dataset": config["dataset"],
         "seed": config["seed"],
         "protocol": {
@@ -497,7 +497,7 @@ def _header(config: Any, network: Any) -> dict[str, Any]:
             **{key: config[key] for key in ("global_time_cuts",) if "TS" in config["eval_args"]["split"]},
             "valid_metric": config["valid_metric"],
             "max_history": config["MAX_ITEM_LIST_LENGTH"],
-            "positions": config["positions"] if config["model"] == "PAD" else None,
+            "positions": config["positions"] if has_our_backbone(config["model"]) else None,
         },
         "text_vectors": text,
         "n_parameters": sum(parameter.numel() for parameter in network.parameters()),

@@ -37,28 +37,56 @@ class OurModel:
         module: the module that holds the class of the model's name.
         trainer: ``module:class``.
         dataset: ``module:class``.
-        is_trained: whether it has anything to train, so that its results depend on the seed.
+        is_trained: whether it has anything to train, so that its results depend on the seed. Then it has a backbone,
+            and is trained on batches of rows of similar length.
+        has_phases: whether it is trained phase by phase, so that phases can be cached and a run resumed.
     """
 
     module: str
     trainer: str
     dataset: str = "recbole_pad.data.dataset:PADDataset"
     is_trained: bool = True
+    has_phases: bool = False
 
 
 _TRAINING_FREE = OurModel(
     "recbole_pad.baselines.models", "recbole_pad.baselines.trainer:TrainingFreeTrainer", is_trained=False
 )
+
+
+def _rival(module: str) -> OurModel:
+    return OurModel(f"recbole_pad.rivals.{module}", "recbole_pad.rivals.trainer:RivalTrainer")
+
+
 MODELS: dict[str, OurModel] = {
-    "PAD": OurModel("recbole_pad.model.pad", "recbole_pad.trainer:PADTrainer"),
+    "PAD": OurModel("recbole_pad.model.pad", "recbole_pad.trainer:PADTrainer", has_phases=True),
     "Popularity": _TRAINING_FREE,
     "MarkovChain": _TRAINING_FREE,
     "TextKNN": _TRAINING_FREE,
     "MarkovTextKNN": _TRAINING_FREE,
+    "IDRec": _rival("ids_and_text"),
+    "MoRec": _rival("ids_and_text"),
+    "IDTextSum": _rival("ids_and_text"),
+    "IDTextConcat": _rival("ids_and_text"),
+    "InfoNCEAligned": _rival("ids_and_text"),
+    "LLMInit": _rival("llm_init"),
+    "WhitenRec": _rival("whitenrec"),
+    "UniSRec": _rival("unisrec"),
+    "LLMESR": _rival("llmesr"),
 }
 _MODEL_MODULES = {
     f"recbole.model.sequential_recommender.{name.lower()}": model.module for name, model in MODELS.items()
 }
+
+
+def has_phases(model: str) -> bool:
+    """Whether a model, ours or any other, is trained phase by phase."""
+    return model in MODELS and MODELS[model].has_phases
+
+
+def has_our_backbone(model: str) -> bool:
+    """Whether a model is one of ours that trains a backbone; its batches are those of our loader."""
+    return model in MODELS and MODELS[model].is_trained
 
 
 def register() -> None:
@@ -139,7 +167,7 @@ def _with_our_loaders(original: Callable[[Any, str], type]) -> Callable[[Any, st
     def loader(config: Any, phase: str) -> type:
         from recbole_pad.data.loader import HistoryEvalDataLoader, LengthBucketDataLoader, evaluates_with_history
 
-        if phase == "train" and config["model"] == "PAD":
+        if phase == "train" and has_our_backbone(config["model"]):
             return LengthBucketDataLoader
         if phase != "train" and evaluates_with_history(config, phase):
             return HistoryEvalDataLoader

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from recbole_pad.dataset_prep.encode_text import file_sha256
 from recbole_pad.errors import InputError
-from recbole_pad.nn.text_transforms import Vectors, transformed_blocks
+from recbole_pad.nn.text_transforms import Joint, Vectors, transformed_blocks
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ def cache_file(vectors_file: Path, spec: str, key: str) -> Path:
     return vectors_file.with_name(f"{vectors_file.stem}.{spec.replace(':', '_')}.{key[:16]}.npy")
 
 
-def transformed_on_disk(vectors: Vectors, spec: str, path: Path, key: str) -> MappedVectors:
+def transformed_on_disk(vectors: Vectors | Joint, spec: str, path: Path, key: str) -> MappedVectors:
     """The transformed rows of `vectors`, from `path` if they are there and whole, else made.
 
     Args:
@@ -120,7 +120,7 @@ def _found(path: Path, key: str, n_items: int) -> MappedVectors | None:
     return MappedVectors(path, shape)
 
 
-def _make(vectors: Vectors, spec: str, path: Path, key: str) -> MappedVectors:
+def _make(vectors: Vectors | Joint, spec: str, path: Path, key: str) -> MappedVectors:
     width, blocks = transformed_blocks(vectors, spec)
     shape = (len(vectors), width)
     manifest = {"format": CACHE_FORMAT, "key": key, "text_transform": spec, "n_items": shape[0], "width": width}

@@ -1,7 +1,8 @@
 """Item text vectors in RecBole's item order, read from a memory map after every check has passed.
 
 A pair of files, `.npy` and `.json` manifest, is either made by `encode_items` or brought by the user
-(``text_encoder: file:PATH.npy``). Row r of the `.npy` is item ``manifest["items"][r]``.
+(``text_encoder: file:PATH.npy``). Row r of the `.npy` is item ``manifest["items"][r]``. Joint vectors
+(``text_encoder: minilm+tfidf``) are several such pairs, one for each part.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import logging
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from recbole_pad.dataset_prep.encode_text import (
     MANIFEST_FORMAT,
     check_vectors,
     encode_items,
+    encoder_parts,
     file_sha256,
     read_item_texts,
     text_digest,
@@ -32,9 +35,9 @@ from recbole_pad.dataset_prep.encode_text import (
 )
 from recbole_pad.distributed import ALONE, Processes
 from recbole_pad.errors import InputError
-from recbole_pad.nn.text_transforms import parse_spec, transform_text
+from recbole_pad.nn.text_transforms import AND, Joint, Rows, parse_spec, specs_of_parts, transform_text
 
-__all__ = ["TextTable", "find_text_table", "open_text_table"]
+__all__ = ["JointTextTable", "TextTable", "find_text_table", "open_text_table"]
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +79,7 @@ class TextTable:
         Raises:
             InputError: if the file is no longer the one that was checked.
         """
-        vectors = self._in_item_order()
+        vectors = self.in_item_order()
         table = torch.zeros(vectors.shape, dtype=dtype)
         block = 16_384
         for start in range(1, len(self.rows), block):
@@ -97,21 +100,18 @@ class TextTable:
         Raises:
             InputError: if the file is no longer the one that was checked, or as `transformed_on_disk`.
         """
-        vectors = self._in_item_order(np.float32)
-        if not self.stays_on_disk(spec, memory_mb):
-            return transform_text(vectors, spec)
-        digest = hashlib.sha256(np.ascontiguousarray(self.rows).tobytes())
-        digest.update(f"{self.fingerprint} {spec}".encode())
-        key = digest.hexdigest()
-        return transformed_on_disk(vectors, spec, cache_file(self.path, spec, key), key)
+        return _transformed(self, self.in_item_order(np.float32), spec, memory_mb)
 
     def stays_on_disk(self, spec: str, memory_mb: float) -> bool:
         """Whether `transformed` gives vectors on disk; arguments as there."""
-        _, k = parse_spec(spec, self.width)
-        return len(self.rows) * (k or self.width) * 4 > memory_mb * 1e6
+        return _megabytes(self, spec) > memory_mb
 
-    def _in_item_order(self, dtype: DTypeLike | None = None) -> _Reordered:
-        """The file's rows in the order of RecBole's items, once it is known to be the file that was checked."""
+    def in_item_order(self, dtype: DTypeLike | None = None) -> Rows:
+        """The file's rows in the order of RecBole's items, shape (V, D), without row 0; read in slices.
+
+        Raises:
+            InputError: if the file is no longer the one that was checked.
+        """
         if not self.path.is_file():
             raise InputError(f"text vectors {self.path} are gone; make them again or restore the file")
         if _stat(self.path) != self.stat and file_sha256(self.path) != self.fingerprint:
@@ -121,6 +121,83 @@ class TextTable:
             )
         vectors = _memory_map(self.path, f"restore {self.path}")
         return _Reordered(vectors, self.rows, vectors.dtype.newbyteorder("=") if dtype is None else dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class JointTextTable:
+    """Several tables of the same items side by side; as `TextTable`, which see for what is said here in short.
+
+    Attributes:
+        parts: the tables, in the order of config key `text_encoder`.
+    """
+
+    parts: tuple[TextTable, ...]
+
+    @property
+    def path(self) -> Path:
+        """The file of the first part; transformed joint vectors are kept beside it."""
+        return self.parts[0].path
+
+    @property
+    def width(self) -> int:
+        """Numbers per vector, of all parts."""
+        return sum(part.width for part in self.parts)
+
+    @cached_property
+    def rows(self) -> NDArray[np.int64]:
+        """Row of each item in the file of each part, shape (V, P); -1 for padding."""
+        return np.stack([part.rows for part in self.parts], axis=1)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 (hex) of the fingerprints of the parts, in their order."""
+        return hashlib.sha256(" ".join(part.fingerprint for part in self.parts).encode()).hexdigest()
+
+    @property
+    def manifest(self) -> Mapping[str, Any]:
+        """The manifests of the parts."""
+        return {"parts": [part.manifest for part in self.parts]}
+
+    def read(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The vectors of all items, not transformed, but all parts of the mean squared length of the first one.
+
+        Returns:
+            Text vectors, shape (V, D), on the CPU; row 0, padding, is zero.
+
+        Raises:
+            InputError: if a file is no longer the one that was checked.
+        """
+        return transform_text(self._side_by_side(), "none").to(dtype)
+
+    def transformed(self, spec: str, memory_mb: float) -> Tensor | MappedVectors:
+        """The transformed vectors of all items; `spec`: one for all parts, or one per part ("whiten+unit")."""
+        return _transformed(self, self._side_by_side(), spec, memory_mb)
+
+    def stays_on_disk(self, spec: str, memory_mb: float) -> bool:
+        """Whether `transformed` gives vectors on disk; arguments as there."""
+        specs = specs_of_parts(spec, len(self.parts))
+        return sum(_megabytes(part, own) for part, own in zip(self.parts, specs, strict=True)) > memory_mb
+
+    def _side_by_side(self) -> Joint:
+        return Joint([part.in_item_order(np.float32) for part in self.parts])
+
+
+def _transformed(
+    table: TextTable | JointTextTable, vectors: Rows | Joint, spec: str, memory_mb: float
+) -> Tensor | MappedVectors:
+    if not table.stays_on_disk(spec, memory_mb):
+        return transform_text(vectors, spec)
+    digest = hashlib.sha256(np.ascontiguousarray(table.rows).tobytes())
+    digest.update(f"{table.fingerprint} {spec}".encode())
+    key = digest.hexdigest()
+    return transformed_on_disk(vectors, spec, cache_file(table.path, spec, key), key)
+
+
+def _megabytes(table: TextTable, spec: str) -> float:
+    """Of the transformed vectors, at most, in float32."""
+    (own,) = specs_of_parts(spec, 1)
+    _, k = parse_spec(own, table.width)
+    return len(table.rows) * (k or table.width) * 4 / 1e6
 
 
 class _Reordered:
@@ -157,14 +234,15 @@ def find_text_table(
     batch_size: int = 64,
     show_progress: bool = False,
     processes: Processes = ALONE,
-) -> TextTable:
+) -> TextTable | JointTextTable:
     """Open the text vectors of a dataset; make them first if there are none.
 
     Args:
         dataset_name: RecBole's name of the dataset.
         item_file: its `.item` file; not read for ``file:PATH``.
         tokens: V item tokens in RecBole's order, ``dataset.field2id_token[...]``; the first is "[PAD]".
-        text_encoder: a word of `TEXT_ENCODERS`, a sentence-transformers name, a folder, or ``file:PATH.npy``.
+        text_encoder: a word of `TEXT_ENCODERS`, a sentence-transformers name, a folder, or ``file:PATH.npy``; or several
+            of them, joined by "+": the parts of joint vectors.
         text_fields: columns of `item_file` that make the text.
         folder: where vectors are looked for and written.
         item_field: column of the item tokens.
@@ -175,11 +253,36 @@ def find_text_table(
     Raises:
         InputError: if an item has no line in `item_file`, or the files fail a check of `open_text_table`.
     """
-    if text_encoder.startswith(OWN_FILE):
-        npy = Path(text_encoder.removeprefix(OWN_FILE)).expanduser()
-        remedy = OWN_MANIFEST.format(npy=npy, json=npy.with_suffix(".json"))
-        return open_text_table(npy, tokens, expected_digest=None, rebuild=remedy)
 
+    def find(name: str) -> TextTable:
+        if name.startswith(OWN_FILE):
+            return _own_table(name, tokens)
+        return _encoded_table(
+            dataset_name, item_file, tokens, name, text_fields, folder, item_field, batch_size, show_progress, processes
+        )
+
+    parts = [find(name) for name in encoder_parts(text_encoder)]
+    return parts[0] if len(parts) == 1 else JointTextTable(tuple(parts))
+
+
+def _own_table(name: str, tokens: Sequence[str]) -> TextTable:
+    npy = Path(name.removeprefix(OWN_FILE)).expanduser()
+    remedy = OWN_MANIFEST.format(npy=npy, json=npy.with_suffix(".json"))
+    return open_text_table(npy, tokens, expected_digest=None, rebuild=remedy)
+
+
+def _encoded_table(
+    dataset_name: str,
+    item_file: Path,
+    tokens: Sequence[str],
+    text_encoder: str,
+    text_fields: Sequence[str],
+    folder: Path,
+    item_field: str,
+    batch_size: int,
+    show_progress: bool,
+    processes: Processes,
+) -> TextTable:
     texts = read_item_texts(item_file, text_fields, item_field)
     absent = [str(token) for token in tokens[1:] if str(token) not in texts]
     if absent:

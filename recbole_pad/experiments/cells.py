@@ -26,6 +26,7 @@ from recbole_pad.errors import InputError
 from recbole_pad.evaluation.collector import Ranks
 from recbole_pad.evaluation.rank_files import RANKS_FILE, read_frequency, read_ranks
 from recbole_pad.files import write_text
+from recbole_pad.registration import has_phases
 
 _POLL_SECONDS = 2.0
 _PHASES_FOLDER = "phases"
@@ -202,7 +203,7 @@ class Grid:
     def _settings(self, cell: Cell, folder: Path) -> dict[str, Any]:
         """The settings of a cell's run: its own, and where its files are."""
         settings = {**cell.settings, "seed": cell.seed, "checkpoint_dir": str(folder), "show_progress": False}
-        if cell.model == "PAD":
+        if has_phases(cell.model):
             settings.setdefault("phase_cache", str(self.root / _PHASES_FOLDER))
             settings["resume"] = any(folder.glob("*/last.pth"))
         start = None if cell.start is None else result_of(cell.start, self.root)

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from recbole.utils import argument_list
 
-from recbole_pad.config import properties
+from recbole_pad.config import properties, unread_keys
 from recbole_pad.errors import InputError
 from recbole_pad.experiments.cells import Cell
 from recbole_pad.quick_start import check_model
@@ -40,7 +40,7 @@ class Variant:
     def cells(self, dataset: str, shared: Mapping[str, Any], seeds: Sequence[int]) -> list[Cell]:
         """A cell for each seed; one, of the first seed, for a model that has nothing to train.
 
-        Such a model gets the shared settings that it knows: `ignored` has the others.
+        A model gets the shared settings that it knows: `ignored` has the others.
         """
         known = {key: value for key, value in shared.items() if key not in self.ignored(shared)}
         settings = {**known, **self.settings}
@@ -49,9 +49,10 @@ class Variant:
         ]
 
     def ignored(self, shared: Mapping[str, Any]) -> list[str]:
-        """Keys of shared settings that are none of a model's that has nothing to train, ``hidden_size`` for example."""
+        """Keys of shared settings that a model of ours does not read, ``hidden_size`` without training for example."""
         if self.is_trained:
-            return []
+            unread = unread_keys(self.model)
+            return [key for key in shared if key in unread]
         ours = [("model", f"{self.model}.yaml"), ("model", "PAD.yaml"), ("protocol", "pad.yaml")]
         known = {key for parts in ours for key in properties(*parts)}
         known |= {key for keys in _RECBOLE_KEYS for key in keys}

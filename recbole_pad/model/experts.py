@@ -18,7 +18,7 @@ from recbole_pad.nn.fast_layers import use_fast_layers
 from recbole_pad.phases import EXPERTS
 from recbole_pad.seeding import seeded
 
-_SCALE_ROWS = 20_000  # items on which the scale of an adapter's output is measured
+SCALE_ROWS = 20_000  # items on which the scale of an adapter's output is measured
 _MATCH_LENGTH = 4.0  # a cosine of 1 scores 16: of the size of the trained experts' scores, so that the gate starts fair
 
 
@@ -72,23 +72,45 @@ def build_expert(name: str, config: Any, dataset: Any, settings: PADConfig, cata
         settings: PAD's settings.
         catalogue: counts, bins and text vectors of the items.
     """
-    with seeded(settings.seed * len(EXPERTS) + EXPERTS.index(name)):
+    with seeded(start_seed(name, settings.seed)):
         if name not in _TRAINED_ITEMS:
             return Expert(UnitTextVectors(catalogue, _MATCH_LENGTH), DecayedHistory(settings.match_decay))
-        backbone = Backbone(settings.backbone, config, dataset, settings.positions)
-        items = _TRAINED_ITEMS[name](backbone, settings, catalogue)
-        del backbone.initial_items
-        use_fast_layers(items)
-        if settings.compile:
-            compile_in_place(backbone.core)
-        return Expert(items, backbone)
+        make_items = _TRAINED_ITEMS[name]
+        return trained_expert(lambda backbone: make_items(backbone, settings, catalogue), config, dataset, settings)
 
 
-def _id_vectors(backbone: Backbone, settings: PADConfig, catalogue: Catalogue) -> IDVectors:
+def start_seed(name: str, seed: int) -> int:
+    """The seed of an expert's start values, from its name and the run's seed."""
+    return seed * len(EXPERTS) + EXPERTS.index(name)
+
+
+def trained_expert(
+    make_items: Callable[[Backbone], nn.Module], config: Any, dataset: Any, settings: PADConfig
+) -> Expert:
+    """An expert with a backbone; its start values come from the global generators.
+
+    Args:
+        make_items: gives the item vectors, for the backbone whose start values of the item table are still there.
+        config: RecBole's config, for the backbone.
+        dataset: RecBole's dataset, for the backbone.
+        settings: `backbone`, `positions` and `compile`.
+    """
+    backbone = Backbone(settings.backbone, config, dataset, settings.positions)
+    items = make_items(backbone)
+    del backbone.initial_items
+    use_fast_layers(items)
+    if settings.compile:
+        compile_in_place(backbone.core)
+    return Expert(items, backbone)
+
+
+def id_vectors(backbone: Backbone, settings: PADConfig, catalogue: Catalogue) -> IDVectors:
+    """Item vectors of the ID expert."""
     return IDVectors(backbone.initial_items, catalogue, settings.unseen_items)
 
 
-def _text_vectors(backbone: Backbone, settings: PADConfig, catalogue: Catalogue) -> TextVectors:
+def text_vectors(backbone: Backbone, settings: PADConfig, catalogue: Catalogue) -> TextVectors:
+    """Item vectors of the text expert."""
     adapter = TextAdapter(
         catalogue.text_width,
         backbone.width,
@@ -97,21 +119,22 @@ def _text_vectors(backbone: Backbone, settings: PADConfig, catalogue: Catalogue)
         settings.adapter_dropout,
     )
     if settings.adapter_init == "matched":
-        adapter.match_scale(catalogue.text_sample(_SCALE_ROWS), float(backbone.initial_items[1:].std()))
+        adapter.match_scale(catalogue.text_sample(SCALE_ROWS), float(backbone.initial_items[1:].std()))
     return TextVectors(adapter, catalogue)
 
 
-def _aligned_vectors(backbone: Backbone, settings: PADConfig, catalogue: Catalogue) -> AlignedVectors:
+def aligned_vectors(backbone: Backbone, settings: PADConfig, catalogue: Catalogue) -> AlignedVectors:
+    """Item vectors of the aligned expert."""
     ids = IDVectors(backbone.initial_items, catalogue, settings.unseen_items, settings.id_dropout)
     fusion = FUSIONS[settings.fusion](
         backbone.width, settings.fusion_activation, settings.fusion_dropout, settings.fusion_init
     )
-    return AlignedVectors(ids, _text_vectors(backbone, settings, catalogue), fusion)
+    return AlignedVectors(ids, text_vectors(backbone, settings, catalogue), fusion)
 
 
 _TRAINED_ITEMS: dict[str, Callable[[Backbone, PADConfig, Catalogue], nn.Module]] = {
-    "rec": _id_vectors,
-    "align": _aligned_vectors,
-    "llm": _text_vectors,
+    "rec": id_vectors,
+    "align": aligned_vectors,
+    "llm": text_vectors,
 }
 _WITH_ID_TABLE = {"rec", "align"}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from recbole_pad.config import PADConfig
 from recbole_pad.data.text_cache import MappedVectors
-from recbole_pad.nn.adapter import TextAdapter
+from recbole_pad.distributed import Processes
 
 _N_RARE = 1000  # rarest seen items whose mean stands for an item without a trained ID vector
 
@@ -77,6 +80,23 @@ class Catalogue(nn.Module):
         return self.text(torch.linspace(1, last, n_rows, device=self.counts.device).long())
 
 
+def text_vectors_of(dataset: Any, settings: PADConfig, processes: Processes) -> Tensor | MappedVectors:
+    """The transformed text vectors; those that stay on disk are made and checked by the first process, for all.
+
+    Args:
+        dataset: a split of `PADDataset`.
+        settings: `text_transform` and `text_memory_mb`.
+        processes: of the run.
+    """
+    table, spec, memory_mb = dataset.text_table, settings.text_transform, settings.text_memory_mb
+    if table.stays_on_disk(spec, memory_mb):
+        on_disk: MappedVectors = processes.from_first(lambda: table.transformed(spec, memory_mb))
+        if on_disk.path.is_file():  # not so on a machine that does not share the folder
+            return on_disk
+    vectors: Tensor | MappedVectors = table.transformed(spec, memory_mb)
+    return vectors
+
+
 class IDVectors(nn.Embedding):
     """ID embeddings; an item never seen in training gets the mean vector of the rarest seen items.
 
@@ -125,7 +145,7 @@ class TextVectors(nn.Module):
         catalogue: holds the text vectors.
     """
 
-    def __init__(self, adapter: TextAdapter, catalogue: Catalogue) -> None:
+    def __init__(self, adapter: nn.Module, catalogue: Catalogue) -> None:
         super().__init__()
         self.adapter = adapter
         self._catalogue = [catalogue]

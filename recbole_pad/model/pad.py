@@ -20,44 +20,17 @@ from torch import Tensor, nn
 from recbole_pad.backbones import backbone_spec
 from recbole_pad.config import PADConfig, phase_view
 from recbole_pad.data.loader import REPEATED
-from recbole_pad.data.text_cache import MappedVectors
 from recbole_pad.distributed import Processes
 from recbole_pad.model.experts import Expert, build_experts
-from recbole_pad.model.items import AlignedVectors, Catalogue, IDVectors
+from recbole_pad.model.items import AlignedVectors, Catalogue, IDVectors, text_vectors_of
 from recbole_pad.model.negatives import NegativeSampler
 from recbole_pad.model.objectives import OBJECTIVES, Step
+from recbole_pad.model.positions import BatchReader, Positions, StepItems, places_in, with_padding
 from recbole_pad.model.precision import computing_in
 from recbole_pad.nn.gate import GATES
 from recbole_pad.nn.mmd import ALIGN_LOSSES
 from recbole_pad.optimizers import updates_rows
 from recbole_pad.phases import PHASES, STARTS_FROM
-
-
-@dataclass(frozen=True)
-class Positions:
-    """The training positions of a batch: M pairs of a state and the item that follows.
-
-    Attributes:
-        item_seq: item ids, right-padded, trimmed to the longest row, shape (B, N).
-        item_seq_len: shape (B,).
-        user: shape (B,).
-        is_position: True where a state has a target, shape (B, N); None where each row has one state.
-        target: item ids, shape (M,).
-        target_user: user of each target, shape (M,).
-    """
-
-    item_seq: Tensor
-    item_seq_len: Tensor
-    user: Tensor
-    is_position: Tensor | None
-    target: Tensor
-    target_user: Tensor
-
-    def states(self, expert: Expert, table: Tensor, item_seq: Tensor) -> Tensor:
-        """The expert's user states that have a target, shape (M, d); `item_seq` holds rows of `table`."""
-        if self.is_position is None:
-            return expert.backbone.last_state(table, item_seq, self.item_seq_len, self.user)
-        return expert.backbone.position_states(table, item_seq, self.item_seq_len, self.user)
 
 
 class PAD(SequentialRecommender):
@@ -82,13 +55,14 @@ class PAD(SequentialRecommender):
         self.phase_settings = {name: PADConfig.read(phase_view(config, name)) for name in self.settings.phases}
         self.backbone_spec = backbone_spec(self.settings.backbone)
         self.trains_all_positions = dataset.train_rows == "sequences"
+        self._reader = BatchReader(self, self.backbone_spec, self.trains_all_positions)
         members = {name for phase in self.settings.phases for name in self._members(phase)}
         if config["init_checkpoint"]:  # it may hold an expert that another one starts from
             members |= {STARTS_FROM[name] for name in members if name in STARTS_FROM}
         self.catalogue = Catalogue(
             torch.from_numpy(dataset.train_counts),
             torch.from_numpy(dataset.bins),
-            self._text_vectors(dataset) if members - {"rec"} else None,
+            text_vectors_of(dataset, self.settings, self.processes) if members - {"rec"} else None,
         )
         self.experts = build_experts(members, config, dataset, self.settings, self.catalogue)
         self.gate = GATES[self.settings.gate_form](
@@ -103,16 +77,6 @@ class PAD(SequentialRecommender):
         self.text_fingerprint = dataset.text_table.fingerprint if members - {"rec"} else None
         self.trained_before: set[str] = set()
         self._kept: _KeptVectors | None = None
-
-    def _text_vectors(self, dataset: Any) -> Tensor | MappedVectors:
-        """The transformed text vectors; those that stay on disk are made and checked by the first process, for all."""
-        table, spec, memory_mb = dataset.text_table, self.settings.text_transform, self.settings.text_memory_mb
-        if table.stays_on_disk(spec, memory_mb):
-            on_disk: MappedVectors = self.processes.from_first(lambda: table.transformed(spec, memory_mb))
-            if on_disk.path.is_file():  # not so on a machine that does not share the folder
-                return on_disk
-        vectors: Tensor | MappedVectors = table.transformed(spec, memory_mb)
-        return vectors
 
     def _build_samplers(self, dataset: Any) -> nn.ModuleDict:
         """A sampler for each phase whose loss draws negatives; phases that draw alike share one."""
@@ -199,11 +163,11 @@ class PAD(SequentialRecommender):
 
     def expert_states(self, interaction: Interaction) -> list[Tensor]:
         """User states of each expert of the present phase: (B, d_k) each; only the rows' own items are computed."""
-        item_seq, item_seq_len, user = self._sequence(interaction)
+        item_seq, item_seq_len, user = self._reader.sequences(interaction)
         kept = self._kept_vectors()
         if kept is None:
-            item_ids = torch.unique(torch.cat([item_seq.new_zeros(1), item_seq.flatten()]))
-            tables, item_seq = self._vectors(item_ids), _Places(item_ids)(item_seq)
+            item_ids = with_padding(item_seq)
+            tables, item_seq = self._vectors(item_ids), places_in(item_ids, item_seq)
         else:
             tables = kept.experts
         with self._precision():
@@ -303,67 +267,32 @@ class PAD(SequentialRecommender):
         with self._precision():
             return recommendation, settings.mmd_weight * self._alignment_loss(rows)
 
-    def _sequence(self, interaction: Interaction) -> tuple[Tensor, Tensor, Tensor]:
-        """(item_seq, item_seq_len, user); item_seq is trimmed to its longest row where the backbone allows it."""
-        item_seq, item_seq_len = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
-        if not self.backbone_spec.fixed_length:
-            item_seq = item_seq[:, : int(item_seq_len.max())]
-        return item_seq, item_seq_len, interaction[self.USER_ID]
-
     def _positions(self, interaction: Interaction) -> Positions:
-        item_seq, item_seq_len, user = self._sequence(interaction)
-        target = interaction[self.POS_ITEM_ID]
-        if not self.trains_all_positions:
-            return Positions(item_seq, item_seq_len, user, None, target, user)
-        following = torch.cat([item_seq[:, 1:], torch.zeros_like(item_seq[:, :1])], dim=1)
-        following = following.scatter(1, item_seq_len[:, None] - 1, target[:, None])
-        is_position = item_seq > 0
-        return Positions(
-            item_seq,
-            item_seq_len,
-            user,
-            is_position,
-            following[is_position],
-            user[:, None].expand_as(item_seq)[is_position],
-        )
+        return self._reader.positions(interaction)
 
     def _steps(self, positions: Positions, negatives: Tensor | None, sampler: NegativeSampler | None) -> list[Step]:
         """What the loss needs: of the gated mixture, or of each trained expert by itself (`expert_loss: separate`).
 
         Only the step's own items are computed, unless all are needed.
         """
-        item_ids, local = None, _identity
-        if negatives is not None:
-            padding = positions.item_seq.new_zeros(1)
-            used = [padding, positions.item_seq.flatten(), positions.target, negatives.flatten()]
-            item_ids = torch.unique(torch.cat(used))
-            local = _Places(item_ids)
+        items = StepItems.of(positions, negatives)
+        item_seq = items.places(positions.item_seq)
         only_seen = self.phase_settings[self.phase].negatives == "seen"
-        item_seq = local(positions.item_seq)
+        softmax_ids = self.catalogue.seen_ids if only_seen else self.catalogue.item_ids
 
         def step(states: Tensor, vectors: Tensor) -> Step:
-            return Step(
-                states=states,
-                vectors=vectors,
-                target=local(positions.target),
-                negatives=None if negatives is None else local(negatives),
-                target_ids=positions.target,
-                negative_ids=negatives,
-                softmax_ids=self.catalogue.seen_ids if only_seen else self.catalogue.item_ids,
-                sampler=sampler,
-                score_memory_mb=self.settings.score_memory_mb,
-            )
+            return items.step(states, vectors, softmax_ids, sampler, self.settings.score_memory_mb)
 
         names = self.learning_experts() if self._separate else self._members(self.phase)
         learning = self.learning_experts()
         tables, states = [], []
         for name in names:
             with torch.set_grad_enabled(torch.is_grad_enabled() and name in learning):
-                tables.append(self._expert(name).items(item_ids))
-                states.append(positions.states(self._expert(name), tables[-1], item_seq))
+                tables.append(self._expert(name).items(items.item_ids))
+                states.append(positions.states(self._expert(name).backbone, tables[-1], item_seq))
         if self._separate:
             return [step(own, table) for own, table in zip(states, tables, strict=True)]
-        return [step(torch.cat(states, dim=1), self._fold(tables, item_ids))]
+        return [step(torch.cat(states, dim=1), self._fold(tables, items.item_ids))]
 
     def _alignment_rows(
         self, interaction: Interaction, positions: Positions, negatives: Tensor | None
@@ -421,17 +350,3 @@ class _KeptVectors:
     phase: str
     experts: list[Tensor]
     folded: Tensor
-
-
-class _Places:
-    """Maps item ids to their places in a sorted list that holds them all."""
-
-    def __init__(self, item_ids: Tensor) -> None:
-        self._item_ids = item_ids
-
-    def __call__(self, item_ids: Tensor) -> Tensor:
-        return torch.searchsorted(self._item_ids, item_ids.contiguous())
-
-
-def _identity(item_ids: Tensor) -> Tensor:
-    return item_ids

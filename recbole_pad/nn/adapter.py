@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -21,12 +22,16 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 class TextAdapter(nn.Module):
     """Linear(D -> d), activation, then `n_layers` times [Dropout, Linear(d -> d), activation].
 
+    The heads of other models have no activation after the last layer, or wider layers before it.
+
     Args:
         text_width: D, width of the text vectors.
         hidden_size: d.
         n_layers: how many hidden layers follow the projection, >= 0; published: 4.
         activation: a word of `ACTIVATIONS`; published: gelu.
         dropout: probability in [0, 1).
+        ends_linear: no activation after the last layer.
+        inner_width: width of all layers but the last; None: d.
 
     Raises:
         InputError: unknown activation or negative `n_layers`.
@@ -34,15 +39,25 @@ class TextAdapter(nn.Module):
     Source: PAD, alignment phase. Weights Xavier normal, biases zero.
     """
 
-    def __init__(self, text_width: int, hidden_size: int, n_layers: int, activation: str, dropout: float) -> None:
+    def __init__(
+        self,
+        text_width: int,
+        hidden_size: int,
+        n_layers: int,
+        activation: str,
+        dropout: float,
+        ends_linear: bool = False,
+        inner_width: int | None = None,
+    ) -> None:
         super().__init__()
         if n_layers < 0:
             raise InputError(f"adapter_layers: {n_layers} is negative; give 0 (projection only) or more")
         make_activation = pick(ACTIVATIONS, activation, what="adapter_activation")
-        layers: list[nn.Module] = [_xavier_linear(text_width, hidden_size), make_activation()]
-        for _ in range(n_layers):
-            layers += [nn.Dropout(dropout), _xavier_linear(hidden_size, hidden_size), make_activation()]
-        self.layers = nn.Sequential(*layers)
+        widths = [text_width, *[inner_width or hidden_size] * n_layers, hidden_size]
+        layers: list[nn.Module] = []
+        for n_in, n_out in pairwise(widths):
+            layers += [nn.Dropout(dropout), _xavier_linear(n_in, n_out), make_activation()]
+        self.layers = nn.Sequential(*layers[1 : -1 if ends_linear else None])
 
     def forward(self, text_vectors: Tensor) -> Tensor:
         """(..., D) -> (..., d)."""

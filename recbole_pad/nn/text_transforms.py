@@ -1,4 +1,4 @@
-"""Transforms of the raw text vectors before anything is trained: centring, whitening, PCA.
+"""Transforms of the raw text vectors before anything is trained: centring, whitening, PCA; several tables side by side.
 
 The vectors may be larger than memory (a numpy memmap): they are read in blocks of rows, statistics are
 float64.
@@ -6,19 +6,26 @@ float64.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from recbole_pad.errors import InputError
 
 NUMBERS_PER_BLOCK = 2**22  # of a block of rows: 34 MB in float64
-ALLOWED = "none, center, whiten, whiten:K, pca:K (K a whole number from 1 to the width of the vectors)"
+_NOISE = 1e-5  # share of the largest eigenvalue below which a direction is noise of the encoder's arithmetic
+_FLOOR = 1e-6  # share of it that is added to every eigenvalue before dividing
+ALLOWED = (
+    "none, unit, center, whiten, whiten:K, pca:K, group_whiten:G (K, G: whole numbers from 1 to the width of the "
+    "vectors), or for joint vectors one of them per part, joined by +"
+)
+AND = "+"  # between the transforms of the parts of joint vectors
 
 
 class Rows(Protocol):
@@ -36,6 +43,20 @@ class Rows(Protocol):
 
 
 Vectors = Tensor | NDArray[np.floating] | Rows
+
+
+class Joint:
+    """Tables of the same items side by side; each part is transformed by itself (`transform_text`).
+
+    Args:
+        parts: P tables, shapes (V, D_p).
+    """
+
+    def __init__(self, parts: Sequence[Vectors]) -> None:
+        self.parts = tuple(parts)
+
+    def __len__(self) -> int:
+        return len(self.parts[0])
 
 
 class Moments:
@@ -57,37 +78,59 @@ class Moments:
         return mean
 
     @cached_property
-    def axes(self) -> tuple[Tensor, Tensor]:
-        """Eigenvalues (D,), largest first, >= 0, and axes as columns (D, D); covariance with divisor n.
-
-        The entry of largest absolute value of each axis is positive, so that the signs are reproducible.
-        """
+    def covariance(self) -> Tensor:
+        """Shape (D, D), float64; divisor n."""
         width = self._vectors.shape[1]
         covariance = torch.zeros(width, width, dtype=torch.float64)
         for _, block in item_blocks(self._vectors):
             block -= self.mean
             covariance += block.T @ block
-        eigenvalues, axes = torch.linalg.eigh(covariance / self._n)
-        eigenvalues, axes = eigenvalues.flip(0).clamp(min=0), axes.flip(1)
+        return covariance / self._n
+
+    @cached_property
+    def axes(self) -> tuple[Tensor, Tensor]:
+        """Eigenvalues (D,), largest first, >= 0, and axes as columns (D, D) of the covariance.
+
+        The entry of largest absolute value of each axis is positive, so that the signs are reproducible.
+        """
+        eigenvalues, axes = principal_axes(self.covariance)
         largest = axes.gather(0, axes.abs().argmax(dim=0, keepdim=True))
         return eigenvalues, axes * torch.sign(largest)
 
 
-Transform = Callable[[Moments, int | None], tuple[Tensor, Tensor | None]]
-"""(moments, K or None) -> (what to subtract (D,), what to multiply with from the right (D, D') or None)."""
+def principal_axes(covariance: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues, largest first, >= 0, and eigenvectors as columns; of a symmetric matrix."""
+    eigenvalues, axes = torch.linalg.eigh(covariance)
+    return eigenvalues.flip(0).clamp(min=0), axes.flip(1)
 
 
-def center(moments: Moments, k: int | None) -> tuple[Tensor, Tensor | None]:
+RowMap = Callable[[Tensor], Tensor]
+"""Rows (n, D) -> transformed rows (n, D'), float64; may write into what it is given."""
+Transform = Callable[[Moments, int | None], RowMap]
+"""(moments, K or None) -> what to do with a block of rows."""
+
+
+def _affine(shift: Tensor, matrix: Tensor | None = None) -> RowMap:
+    """Rows -> (rows - shift) @ matrix."""
+
+    def moved(rows: Tensor) -> Tensor:
+        rows -= shift
+        return rows if matrix is None else rows @ matrix
+
+    return moved
+
+
+def center(moments: Moments, k: int | None) -> RowMap:
     """Subtract the mean."""
-    return moments.mean, None
+    return _affine(moments.mean)
 
 
-def pca(moments: Moments, k: int | None) -> tuple[Tensor, Tensor | None]:
+def pca(moments: Moments, k: int | None) -> RowMap:
     """(x - mean) on the K leading principal axes, not rescaled."""
-    return moments.mean, moments.axes[1][:, :k]
+    return _affine(moments.mean, moments.axes[1][:, :k])
 
 
-def whiten(moments: Moments, k: int | None) -> tuple[Tensor, Tensor | None]:
+def whiten(moments: Moments, k: int | None) -> RowMap:
     """(x - mean) on the principal axes, each divided by sqrt(eigenvalue + 1e-6 * largest eigenvalue).
 
     Directions below 1e-5 of the largest eigenvalue are noise of the encoder's arithmetic and are dropped.
@@ -98,34 +141,82 @@ def whiten(moments: Moments, k: int | None) -> tuple[Tensor, Tensor | None]:
     Source: Su et al. 2021, "Whitening Sentence Representations", arXiv 2103.15316.
     """
     eigenvalues, axes = moments.axes
-    largest = eigenvalues[0]
-    if not largest > 1e-20 * moments.mean.square().sum():  # less is rounding of the mean
+    _require_spread(eigenvalues[0], moments)
+    keep = eigenvalues >= _NOISE * eigenvalues[0]
+    return _affine(moments.mean, (axes / torch.sqrt(eigenvalues + _FLOOR * eigenvalues[0]))[:, keep][:, :k])
+
+
+def group_whiten(moments: Moments, k: int | None) -> RowMap:
+    """(x - mean) whitened within each of K groups of neighbouring columns, along the columns themselves (ZCA).
+
+    Each group gets the covariance identity; what the groups have in common stays: the more groups, the more of it. One
+    group is full whitening. Directions without variance, as of `whiten`, become zero: the width stays D.
+
+    Raises:
+        InputError: all vectors are equal.
+
+    Source: Zhang et al. 2024, "Are ID Embeddings Necessary? Whitening Pre-trained Text Embeddings for Effective
+    Sequential Recommendation" (WhitenRec), ICDE.
+    """
+    assert k is not None, "`parse_spec` requires the number of groups"
+    least = _require_spread(moments.covariance.diagonal().max(), moments)
+    matrix = torch.zeros_like(moments.covariance)
+    for columns in torch.arange(len(matrix)).tensor_split(k):
+        own = slice(int(columns[0]), int(columns[-1]) + 1)
+        eigenvalues, axes = principal_axes(moments.covariance[own, own])
+        keep = (eigenvalues >= _NOISE * eigenvalues[0]) & (eigenvalues > least)
+        axes, scales = axes[:, keep], torch.sqrt(eigenvalues + _FLOOR * eigenvalues[0])[keep]
+        matrix[own, own] = axes / scales @ axes.T
+    return _affine(moments.mean, matrix)
+
+
+def _require_spread(variance: Tensor, moments: Moments) -> Tensor:
+    """Refuse vectors without variance; returns the variance that is no more than rounding of the mean."""
+    least = 1e-20 * moments.mean.square().sum()
+    if not variance > least:
         raise InputError("all text vectors are equal: there is nothing to whiten; use text_transform: none")
-    keep = eigenvalues >= 1e-5 * largest
-    return moments.mean, (axes / torch.sqrt(eigenvalues + 1e-6 * largest))[:, keep][:, :k]
+    return least
 
 
-def none(moments: Moments, k: int | None) -> tuple[Tensor, Tensor | None]:
+def none(moments: Moments, k: int | None) -> RowMap:
     """Leave the vectors as they are."""
-    return torch.zeros((), dtype=torch.float64), None
+    return lambda rows: rows
 
 
-TEXT_TRANSFORMS: dict[str, Transform] = {"none": none, "center": center, "whiten": whiten, "pca": pca}
-NEEDS_K = {"none": False, "center": False, "whiten": None, "pca": True}  # None: K is optional
+def unit(moments: Moments, k: int | None) -> RowMap:
+    """Each vector at length 1; an all-zero one stays zero."""
+    return lambda rows: F.normalize(rows, dim=1)
 
 
-def transform_text(vectors: Vectors, spec: str) -> Tensor:
+TEXT_TRANSFORMS: dict[str, Transform] = {
+    "none": none,
+    "unit": unit,
+    "center": center,
+    "whiten": whiten,
+    "pca": pca,
+    "group_whiten": group_whiten,
+}
+# None: K is optional
+NEEDS_K = {"none": False, "unit": False, "center": False, "whiten": None, "pca": True, "group_whiten": True}
+
+
+def transform_text(vectors: Vectors | Joint, spec: str) -> Tensor:
     """Transform the text table.
+
+    The parts of joint vectors are transformed each by itself, scaled to the mean squared length of the first part, and
+    put side by side: where the vectors of each part are about equally long, the cosine of two joint vectors is about
+    the mean of the cosines of their parts.
 
     Args:
         vectors: text vectors, shape (V, D), any float type, tensor or numpy array (a memmap is read block by
             block). Row 0 is padding: it enters no statistic.
-        spec: "none", "center", "whiten", "whiten:K" or "pca:K".
+        spec: "none", "unit", "center", "whiten", "whiten:K", "pca:K" or "group_whiten:G". For joint vectors one for
+            all parts, or one per part, joined by "+": "whiten+unit".
 
     Returns:
-        float32 on the CPU, shape (V, D'), a new tensor; row 0 is zero. D' is D for none and center, K for
-        pca, and the number of directions kept for whiten (at most K, fewer if the vectors do not span K
-        directions).
+        float32 on the CPU, shape (V, D'), a new tensor; row 0 is zero. D' is D for none, unit, center and group_whiten,
+        K for pca, and the number of directions kept for whiten (at most K, fewer if the vectors do not span K
+        directions); of joint vectors the sum over the parts.
 
     Raises:
         InputError: bad `spec`, K above D, values that are not finite, no item, or nothing to whiten.
@@ -137,7 +228,7 @@ def transform_text(vectors: Vectors, spec: str) -> Tensor:
     return out
 
 
-def transformed_blocks(vectors: Vectors, spec: str) -> tuple[int, Iterator[tuple[int, Tensor]]]:
+def transformed_blocks(vectors: Vectors | Joint, spec: str) -> tuple[int, Iterator[tuple[int, Tensor]]]:
     """As `transform_text`, block by block, for results that do not fit into memory.
 
     Returns:
@@ -146,17 +237,58 @@ def transformed_blocks(vectors: Vectors, spec: str) -> tuple[int, Iterator[tuple
     Raises:
         InputError: as `transform_text`; all of it before the first block.
     """
-    if vectors.ndim != 2:
-        raise InputError(f"text vectors must have shape (items, width), got {tuple(vectors.shape)}")
+    parts = vectors.parts if isinstance(vectors, Joint) else (vectors,)
+    for part in parts:
+        if part.ndim != 2:
+            raise InputError(f"text vectors must have shape (items, width), got {tuple(part.shape)}")
+    maps = [_row_map(part, own) for part, own in zip(parts, specs_of_parts(spec, len(parts)), strict=True)]
+    width = sum(
+        move(torch.empty(0, part.shape[1], dtype=torch.float64)).size(1) for part, move in zip(parts, maps, strict=True)
+    )
+    if len(parts) > 1:
+        maps = _as_long_as_first(parts, maps)
+
+    def moved(blocks: Sequence[tuple[int, Tensor]]) -> tuple[int, Tensor]:
+        own = [move(block).float() for move, (_, block) in zip(maps, blocks, strict=True)]
+        return blocks[0][0], torch.cat(own, dim=1)
+
+    n_rows = rows_of_block(sum(part.shape[1] for part in parts))
+    return width, map(moved, zip(*(item_blocks(part, n_rows) for part in parts), strict=True))
+
+
+def _row_map(vectors: Vectors, spec: str) -> RowMap:
     name, k = parse_spec(spec, width=vectors.shape[1])
-    shift, matrix = TEXT_TRANSFORMS[name](Moments(vectors), k)
+    return TEXT_TRANSFORMS[name](Moments(vectors), k)
 
-    def moved(block: Tensor) -> Tensor:
-        block -= shift
-        return (block if matrix is None else block @ matrix).float()
 
-    width = vectors.shape[1] if matrix is None else matrix.shape[1]
-    return int(width), ((start, moved(block)) for start, block in item_blocks(vectors))
+def _as_long_as_first(parts: Sequence[Vectors], maps: Sequence[RowMap]) -> list[RowMap]:
+    """The maps, scaled: what each of them makes has the mean squared length of what the first one makes."""
+    squares = [
+        float(sum(move(block).square().sum() for _, block in item_blocks(part)))
+        for part, move in zip(parts, maps, strict=True)
+    ]
+    if not all(0 < square < float("inf") for square in squares):
+        raise InputError("a part of the joint text vectors is zero for all items, or not finite; leave it out")
+    return [_scaled(move, (squares[0] / square) ** 0.5) for move, square in zip(maps, squares, strict=True)]
+
+
+def _scaled(move: RowMap, scale: float) -> RowMap:
+    return lambda rows: move(rows) * scale
+
+
+def specs_of_parts(spec: str, n_parts: int) -> list[str]:
+    """The transform of each part: one for all, or one per part.
+
+    Raises:
+        InputError: if their number is neither 1 nor `n_parts`.
+    """
+    specs = str(spec).split(AND)
+    if len(specs) not in (1, n_parts):
+        raise InputError(
+            f"text_transform: {spec!r} names {len(specs)} transforms, but text_encoder has {n_parts} part(s); give one "
+            "for all, or one per part"
+        )
+    return specs * n_parts if len(specs) == 1 else specs
 
 
 def parse_spec(spec: str, width: int) -> tuple[str, int | None]:
@@ -170,13 +302,18 @@ def parse_spec(spec: str, width: int) -> tuple[str, int | None]:
     if name not in TEXT_TRANSFORMS or bool(colon) != (k is not None) or k == 0 or NEEDS_K[name] not in (None, bool(k)):
         raise InputError(f"text_transform: {spec!r} is not known; choose one of {ALLOWED}")
     if k is not None and k > width:
-        raise InputError(f"text_transform: {spec!r} asks for {k} directions, the vectors have {width}")
+        raise InputError(f"text_transform: {spec!r} asks for {k}, the vectors have {width} columns")
     return name, k
 
 
-def item_blocks(vectors: Vectors) -> Iterator[tuple[int, Tensor]]:
-    """Yield (first row, a copy of the rows as float64 on the CPU) over rows 1..V-1."""
-    n_rows = max(1, NUMBERS_PER_BLOCK // max(1, vectors.shape[1]))
+def rows_of_block(width: int) -> int:
+    """Rows of a block of vectors of this width."""
+    return max(1, NUMBERS_PER_BLOCK // max(1, width))
+
+
+def item_blocks(vectors: Vectors, n_rows: int | None = None) -> Iterator[tuple[int, Tensor]]:
+    """Yield (first row, a copy of the rows as float64 on the CPU) over rows 1..V-1, `n_rows` at a time."""
+    n_rows = n_rows or rows_of_block(vectors.shape[1])
     for start in range(1, len(vectors), n_rows):
         block = vectors[start : start + n_rows]
         if isinstance(block, Tensor):

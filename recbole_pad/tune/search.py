@@ -20,11 +20,12 @@ from recbole.utils import init_logger
 
 from recbole_pad import checkpoint
 from recbole_pad.backbones import BACKBONES
-from recbole_pad.config import PADConfig, phase_view
+from recbole_pad.config import PADConfig, phase_view, unread_keys
 from recbole_pad.errors import InputError
 from recbole_pad.keys import FIRST_READ_IN, PHASE_KEYS
 from recbole_pad.phases import PHASES
 from recbole_pad.quick_start import _config, _yaml_value, check_dataset, check_model
+from recbole_pad.registration import has_our_backbone, has_phases
 from recbole_pad.registry import pick
 from recbole_pad.tune import outcome
 from recbole_pad.tune.engine import PRUNERS, SAMPLERS, Grid, open_storage, quiet
@@ -217,8 +218,10 @@ def _listed(value: Any) -> list[Any]:
 def _check_space(space: Space, base: Any, configs: Callable[[dict[str, Any]], Any]) -> None:
     """Check keys and values; `configs` gives the config of some settings of a trial."""
     known = {*base.internal_config_dict, *(key for keys in base.parameters.values() for key in keys)}
-    if base["model"] == "PAD":
+    known -= unread_keys(base["model"])
+    if has_phases(base["model"]):
         known |= {f"{phase}.{key}" for phase in PHASES for key in PHASE_KEYS}
+    if has_our_backbone(base["model"]):
         known |= {key for name in BACKBONES for key in _defaults_of(name)}
     space.check_keys(known, base.cmd_config_dict)
     space.check_values(lambda chosen: _check_config(configs(chosen)), base)
@@ -227,7 +230,7 @@ def _check_space(space: Space, base: Any, configs: Callable[[dict[str, Any]], An
 def _read_by(space: Space, base: Any) -> Space:
     """The space without keys that no phase of the runs reads: searching them would only blur the others."""
     keys = [parameter.key for parameter in space.parameters]
-    if base["model"] != "PAD" or "phases" in keys:
+    if not has_phases(base["model"]) or "phases" in keys:
         return space
     phases, names = list(base["phases"]), list(PHASES)
     later = names[names.index(phases[-1]) + 1 :]
@@ -249,7 +252,7 @@ def _defaults_of(model: str) -> dict[str, Any]:
 
 def _check_config(config: Any) -> None:
     """Read settings as a run would before it reads the data."""
-    if config["model"] == "PAD":
+    if has_our_backbone(config["model"]):
         for phase in PADConfig.read(config).phases:
             PADConfig.read(phase_view(config, phase))
 

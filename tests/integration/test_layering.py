@@ -22,7 +22,7 @@ LADDER: list[set[str]] = [
     {"config"},
     {"data", "checkpoint", "optimizers"},
     {"model", "evaluation", "baselines"},
-    {"phase_trainers", "fast_evaluation"},
+    {"phase_trainers", "fast_evaluation", "rivals"},
     {"trainer"},
     {"registration", "speedups", "diagnose"},
     {"activation"},

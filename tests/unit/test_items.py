@@ -279,7 +279,7 @@ def test_a_sample_of_the_text_is_spread_over_the_items_without_padding():
 
 def test_adapters_of_large_catalogues_are_scaled_on_a_sample(build, monkeypatch: pytest.MonkeyPatch):
     """With 12 of 25 items, for the aligned and the text expert."""
-    monkeypatch.setattr(experts, "_SCALE_ROWS", 12)
+    monkeypatch.setattr(experts, "SCALE_ROWS", 12)
     measured: list[Tensor] = []
     original = TextAdapter.match_scale
     monkeypatch.setattr(

@@ -1,0 +1,1 @@
+"""Text-aware sequential models that PAD is compared with: own code, on PAD's data path, backbones and losses."""

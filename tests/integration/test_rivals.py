@@ -1,0 +1,100 @@
+"""The rivals of PAD through RecBole's trainer, our commands and a search."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from recbole.quick_start import load_data_and_model
+from recbole.utils import get_trainer
+
+from recbole_pad.quick_start import run_recbole, train
+from recbole_pad.registration import MODELS
+from recbole_pad.tune import tune
+
+NAMES = [name for name, model in MODELS.items() if model.trainer.endswith("RivalTrainer")]
+SMALL = {
+    "state": "ERROR", "show_progress": False, "MAX_ITEM_LIST_LENGTH": 8, "epochs": 2, "train_batch_size": 16,
+    "eval_batch_size": 64, "text_encoder": "tfidf", "hidden_size": 16, "inner_size": 32, "n_layers": 1,
+    "learning_rate": 0.01, "seed": 7,
+}  # fmt: skip
+
+
+@pytest.fixture
+def asked(data_path: Path) -> Callable[..., dict[str, Any]]:
+    return lambda **changes: {**SMALL, "data_path": str(data_path), **changes}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_two_epochs_lower_the_loss_and_the_saved_model_scores_the_same(name: str, asked: Callable[..., Any]):
+    result = run_recbole(name, "chain", config_dict=asked())
+    phase = result["report"]["phases"]["train"]
+    assert len(phase["train_loss"]) == phase["epochs"] == 2
+    assert phase["train_loss"][1] < phase["train_loss"][0]
+    folder = Path(result["run_folder"])
+    report = json.loads((folder / "result.json").read_text())
+    assert (report["model"], report["backbone"], report["protocol"]["positions"]) == (name, "SASRec", "auto")
+    config, network, *_, test = load_data_and_model(str(folder / "model.pth"))
+    network.load_state_dict(torch.load(folder / "model.pth", weights_only=False)["state_dict"])
+    trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, network)
+    assert trainer.evaluate(test, load_best_model=False) == result["test_result"]
+    again = run_recbole(name, "chain", config_dict=asked())
+    assert again["test_result"] == result["test_result"]
+    assert again["report"]["phases"]["train"]["train_loss"] == phase["train_loss"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_ring_is_learned(name: str, asked: Callable[..., Any]):
+    """Item k is always followed by k + 1: ids say so, and so do the numbers in the titles."""
+    changes = {"epochs": 30, "stopping_step": 30, "hidden_dropout_prob": 0.1, "eval_step": 10}
+    result = run_recbole(name, "chain", config_dict=asked(**changes), saved=False)
+    assert result["best_valid_result"]["hit@5"] > 0.9
+
+
+def test_each_loss_and_the_other_protocol_run(asked: Callable[..., Any]):
+    for name, changes in (
+        ("UniSRec", {"loss": "bce", "n_negatives": 2}),
+        ("LLMESR", {"loss": "sampled_softmax", "n_negatives": 8, "negative_sampling": "popularity"}),
+        ("WhitenRec", {"protocol": "recbole", "learner": "sgd"}),
+        ("InfoNCEAligned", {"negatives": "all", "backbone": "GRU4Rec"}),
+        ("IDTextSum", {"train_rows": "prefixes"}),
+    ):
+        small = asked(**changes)
+        if changes.get("backbone") == "GRU4Rec":
+            del small["inner_size"], small["n_layers"]
+        result = run_recbole(name, "tiny", config_dict=small, saved=False)
+        assert result["report"]["phases"]["train"]["epochs"] == 2
+
+
+def test_recboles_early_stopping_and_our_budget_end_the_training(asked: Callable[..., Any]):
+    asked_for = asked(epochs=50, stopping_step=1, learning_rate=0.05)
+    stopped = run_recbole("IDRec", "tiny", config_dict=asked_for, saved=False)["report"]["phases"]["train"]
+    assert stopped["epochs"] == stopped["best_epoch"] + 3 < 50  # RecBole stops when more than 1 were no better
+    spent = run_recbole("MoRec", "tiny", config_dict=asked(epochs=50, train_seconds=0))
+    assert spent["report"]["phases"]["train"]["epochs"] == 1
+    assert spent["test_result"]["hit@10"] >= 0
+
+
+def test_a_killed_run_goes_on_with_recboles_resume(asked: Callable[..., Any], tmp_path: Path):
+    result = run_recbole("MoRec", "chain", config_dict=asked())
+    file = Path(result["run_folder"]) / "model.pth"
+    config, network, _, train_data, valid_data, _ = load_data_and_model(str(file))
+    config["epochs"] = 4
+    trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, network)
+    trainer.resume_checkpoint(file)
+    first = trainer.start_epoch
+    epochs: list[int] = []
+    trainer.fit(train_data, valid_data, saved=False, callback_fn=lambda epoch, score: epochs.append(epoch))
+    assert epochs == list(range(first, 4))
+
+
+def test_a_search_of_a_rival_reads_its_space(asked: Callable[..., Any], tmp_path: Path):
+    heard: list[str] = []
+    train("UniSRec", "tiny", config_dict=asked(epochs=1), validated=lambda phase, *_: heard.append(phase))
+    assert heard == ["train"]
+    found = tune("LLMInit", "tiny", 2, config_dict=asked(epochs=1))
+    assert {"init_axes", "unseen_items"} <= set(found["best_settings"])
