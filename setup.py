@@ -60,6 +60,11 @@ TUNE = [
     "optuna>=5,<6",  # recbole-pad tune
     "hyperopt>=0.2.7",  # RecBole's HyperTuning; RecBole's own extra, 0.2.5, does not run on current networkx
 ]
+PREPARE = [  # recbole-pad prepare beyond small CSV and JSON files
+    "duckdb>=1.1",  # large dumps in bounded memory
+    "zstandard>=0.22",  # .zst files
+    "pyarrow>=15",  # Parquet files
+]
 EXPERIMENTS = ["matplotlib>=3.8"]  # figures of recbole-pad experiment
 DEV = [
     "pytest>=8",
@@ -100,7 +105,8 @@ setup(
         "minilm": MINILM,
         "tune": TUNE,
         "experiments": EXPERIMENTS,
-        "dev": [*DEV, *TUNE, *MINILM, *EXPERIMENTS],
+        "prepare": PREPARE,
+        "dev": [*DEV, *TUNE, *MINILM, *EXPERIMENTS, *PREPARE],
     },
     entry_points={
         "console_scripts": [

@@ -124,6 +124,34 @@ def _encode(known: argparse.Namespace, settings: list[str]) -> int:
     return 0
 
 
+def _add_prepare(parser: argparse.ArgumentParser) -> None:
+    from recbole_pad.dataset_prep.command import add_prepare
+
+    add_prepare(parser)
+
+
+def _prepare(known: argparse.Namespace, settings: list[str]) -> int:
+    from recbole_pad.dataset_prep.command import run_prepare
+
+    if settings:
+        raise InputError(f"prepare does not know {' '.join(settings)}; see recbole-pad prepare --help")
+    return run_prepare(known)
+
+
+def _add_check(parser: argparse.ArgumentParser) -> None:
+    from recbole_pad.dataset_prep.command import add_check
+
+    add_check(parser)
+
+
+def _check(known: argparse.Namespace, settings: list[str]) -> int:
+    from recbole_pad.dataset_prep.command import run_check
+
+    if settings:
+        raise InputError(f"check does not know {' '.join(settings)}; see recbole-pad check --help")
+    return run_check(known)
+
+
 def _dataset_folder(dataset: str, data_path: str | None) -> Path:
     """Where RecBole looks for a dataset: ml-100k inside its own package, others below data_path."""
     if dataset == "ml-100k" and data_path is None:
@@ -306,6 +334,8 @@ _COMMANDS: dict[
     "experiment": (_add_experiment, _experiment, "run one of the paper's experiments and write its page"),
     "table": (_add_table, _table, "print the results of runs on one dataset as a table"),
     "report": (_add_report, _report, "write one HTML page about runs on one dataset"),
+    "prepare": (_add_prepare, _prepare, "make a dataset of a public dump: Amazon, MIND, MovieLens, ..."),
+    "check": (_add_check, _check, "validate a dataset's files, and print its statistics and leak probes"),
     "encode": (_add_encode, _encode, "make text vectors of a dataset's items"),
     "quickstart": (_no_flags, _quickstart, "PAD against SASRec on ml-100k, in minutes"),
 }
