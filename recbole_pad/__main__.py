@@ -21,7 +21,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (add, handler, text) in _COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text)
-        add(command)
+        if arguments[:1] == [name]:  # the flags of another command may take heavy imports
+            add(command)
         command.set_defaults(handler=handler)
     known, settings = parser.parse_known_args(arguments)
     known.typed = shlex.join(["recbole-pad", *arguments])  # for the record of a comparison
@@ -86,18 +87,23 @@ def _add_encode(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dataset", "-d", required=True, help="dataset name")
     parser.add_argument("--data_path", default=None, help="folder that holds the dataset's folder")
     parser.add_argument(
-        "--text_encoder", default=None, help="minilm, tfidf, or a sentence-transformers model or folder"
+        "--text_encoder", default=None, help="minilm, tfidf, ... (docs/encoders.md), a model or folder; several: A+B"
     )
     parser.add_argument("--text_fields", default=None, help="columns of the .item file, separated by commas")
+    parser.add_argument("--text_template", default=None, help="instead of them: '{title}. {categories}. {brand}'")
     parser.add_argument("--text_vectors_dir", default=None, help="where vectors are written (default: text_vectors)")
+    parser.add_argument("--stored_as", default="float32", help="float32, or float16 for files of half the size")
     parser.add_argument("--item_field", default="item_id", help="column of the item ids (default: item_id)")
     parser.add_argument("--batch_size", type=int, default=64, help="texts per forward pass")
     parser.add_argument("--nproc", type=int, default=1, help="processes that encode, each with the model loaded")
+    parser.epilog = "A run that was killed goes on where it was. Several machines: torchrun. docs/encoders.md"
 
 
 def _encode(known: argparse.Namespace, settings: list[str]) -> int:
     from recbole_pad.config import properties
     from recbole_pad.dataset_prep.encode_text import encode_items
+    from recbole_pad.dataset_prep.text_encoders import encoder_parts
+    from recbole_pad.process_group import torchrun_processes
 
     if settings:
         raise InputError(f"encode does not know {' '.join(settings)}; see recbole-pad encode --help")
@@ -105,22 +111,27 @@ def _encode(known: argparse.Namespace, settings: list[str]) -> int:
         **properties("model", "PAD.yaml"),
         **properties("dataset", f"{known.dataset}.yaml"),
     }
-    fields = (
-        [name.strip() for name in known.text_fields.strip("[]").split(",")]
-        if known.text_fields
-        else defaults["text_fields"]
-    )
-    path = encode_items(
-        _dataset_folder(known.dataset, known.data_path) / f"{known.dataset}.item",
-        Path(known.text_vectors_dir or defaults["text_vectors_dir"]),
-        known.dataset,
-        text_encoder=known.text_encoder or defaults["text_encoder"],
-        text_fields=fields,
-        item_field=known.item_field,
-        batch_size=known.batch_size,
-        nproc=known.nproc,
-    )
-    print(f"text vectors: {path}\nmanifest: {path.with_suffix('.json')}")
+    template = known.text_template or (None if known.text_fields else defaults["text_template"])
+    columns = known.text_fields.strip("[]").split(",") if known.text_fields else defaults["text_fields"]
+    fields = [template] if template else [name.strip() for name in columns]
+    parts = encoder_parts(known.text_encoder or defaults["text_encoder"])
+    with torchrun_processes() as processes:
+        for encoder in [part for part in parts if not part.startswith("file:")] or parts:  # finished ones are only read
+            path = encode_items(
+                _dataset_folder(known.dataset, known.data_path) / f"{known.dataset}.item",
+                Path(known.text_vectors_dir or defaults["text_vectors_dir"]),
+                known.dataset,
+                text_encoder=encoder,
+                text_fields=fields,
+                item_field=known.item_field,
+                batch_size=known.batch_size,
+                nproc=known.nproc,
+                team=None if processes.alone else processes,
+                stored_as=known.stored_as,
+            )
+            processes.wait()
+            if processes.is_first:
+                print(f"text vectors: {path}\nmanifest: {path.with_suffix('.json')}")
     return 0
 
 

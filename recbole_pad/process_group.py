@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,25 @@ def _join_group(settings: dict[str, Any], processes: Processes, backend: str) ->
             f"({str(error).splitlines()[0]}); --ip and --port must name the first machine, and a free port of it, on "
             "every machine, and all of them must be started"
         ) from error
+
+
+@contextmanager
+def torchrun_processes() -> Iterator[Processes]:
+    """The processes that `torchrun` has started, this one among them; without torchrun this one alone.
+
+    They may wait for each other for days: what they do between meetings may take as long.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1 or "MASTER_ADDR" not in os.environ:
+        yield Processes()
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    distributed.init_process_group("gloo", timeout=timedelta(days=30))
+    try:
+        yield Processes(distributed.get_rank(), world)
+    finally:
+        distributed.destroy_process_group()
 
 
 def with_ddp_on_any_device(original: Callable[[Any, Any, Any], None]) -> Callable[[Any, Any, Any], None]:

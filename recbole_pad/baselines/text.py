@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,6 @@ import torch.nn.functional as F
 from recbole_pad.config import PADConfig
 from recbole_pad.dataset_prep.encode_text import read_item_texts
 from recbole_pad.errors import InputError
-from recbole_pad.nn.text_transforms import transform_text
 
 TFIDF = {"min_df": 2, "ngram_range": (1, 2), "sublinear_tf": True, "stop_words": "english"}
 
@@ -45,7 +45,7 @@ def item_texts(config: Any, dataset: Any) -> ItemTexts:
 
     Raises:
         InputError: for a sparse encoder with a transform, an item without a line in the .item file, texts without a
-            word that occurs twice, or as `find_text_table` and `transform_text`.
+            word that occurs twice, or as `find_text_table` and `TextTable.transformed`.
     """
     settings = PADConfig.read(config)
     sparse = SPARSE_ENCODERS.get(settings.text_encoder)
@@ -54,7 +54,7 @@ def item_texts(config: Any, dataset: Any) -> ItemTexts:
 
 def _dense_texts(settings: PADConfig, dataset: Any) -> ItemTexts:
     table = dataset.text_table
-    vectors = transform_text(table.read(), settings.text_transform)
+    vectors = table.transformed(settings.text_transform, memory_mb=math.inf)
     return ItemTexts(F.normalize(vectors, dim=1).numpy(), table.fingerprint)
 
 
@@ -66,7 +66,7 @@ def _sparse_texts(encode: Callable[[Sequence[str]], sp.csr_matrix], settings: PA
             "vectors, such as PAD's (text_encoder: file:text_vectors/NAME.npy)"
         )
     file = Path(dataset.dataset_path) / f"{dataset.dataset_name}.item"
-    texts = read_item_texts(file, settings.text_fields, dataset.iid_field)
+    texts = read_item_texts(file, settings.text_columns, dataset.iid_field)
     rows = _rows(texts, dataset.field2id_token[dataset.iid_field][1:], file)
     vectors = encode(list(texts.values()))[rows]
     vectors = sp.vstack([sp.csr_matrix((1, vectors.shape[1])), vectors], format="csr")

@@ -15,7 +15,7 @@ from recbole_pad.data.augmentation import make_rows
 from recbole_pad.data.frequency import equal_mass_bins
 from recbole_pad.data.histories import LEFT_OUT, Histories, train_counts, train_histories
 from recbole_pad.data.rows import rows_from_here, take_rows
-from recbole_pad.data.text_table import TextTable, find_text_table
+from recbole_pad.data.text_table import JointTextTable, TextTable, find_text_table
 from recbole_pad.distributed import Processes
 from recbole_pad.errors import InputError
 
@@ -85,7 +85,7 @@ class PADDataset(SequentialDataset):
         return take_rows(feat, np.flatnonzero(self._ends_window(n_after)))
 
     @cached_property
-    def text_table(self) -> TextTable:
+    def text_table(self) -> TextTable | JointTextTable:
         """The text vectors of all items, found (and checked) or made; see `recbole_pad.data.text_table`."""
         settings = self._settings
         return find_text_table(
@@ -93,7 +93,7 @@ class PADDataset(SequentialDataset):
             Path(self.dataset_path) / f"{self.dataset_name}.item",
             list(self.field2id_token[self.iid_field]),
             text_encoder=settings.text_encoder,
-            text_fields=settings.text_fields,
+            text_fields=settings.text_columns,
             folder=Path(settings.text_vectors_dir),
             item_field=self.iid_field,
             show_progress=bool(self.config["show_progress"]),

@@ -27,15 +27,15 @@ from recbole_pad.dataset_prep.encode_text import (
     MANIFEST_FORMAT,
     check_vectors,
     encode_items,
-    encoder_parts,
     file_sha256,
     read_item_texts,
     text_digest,
     vector_files,
 )
+from recbole_pad.dataset_prep.text_encoders import encoder_parts
 from recbole_pad.distributed import ALONE, Processes
 from recbole_pad.errors import InputError
-from recbole_pad.nn.text_transforms import AND, Joint, Rows, parse_spec, specs_of_parts, transform_text
+from recbole_pad.nn.text_transforms import Joint, Rows, parse_spec, specs_of_parts, transform_text
 
 __all__ = ["JointTextTable", "TextTable", "find_text_table", "open_text_table"]
 
@@ -104,7 +104,7 @@ class TextTable:
 
     def stays_on_disk(self, spec: str, memory_mb: float) -> bool:
         """Whether `transformed` gives vectors on disk; arguments as there."""
-        return _megabytes(self, spec) > memory_mb
+        return _bytes(self, spec) > memory_mb * 1e6
 
     def in_item_order(self, dtype: DTypeLike | None = None) -> Rows:
         """The file's rows in the order of RecBole's items, shape (V, D), without row 0; read in slices.
@@ -176,7 +176,7 @@ class JointTextTable:
     def stays_on_disk(self, spec: str, memory_mb: float) -> bool:
         """Whether `transformed` gives vectors on disk; arguments as there."""
         specs = specs_of_parts(spec, len(self.parts))
-        return sum(_megabytes(part, own) for part, own in zip(self.parts, specs, strict=True)) > memory_mb
+        return sum(_bytes(part, own) for part, own in zip(self.parts, specs, strict=True)) > memory_mb * 1e6
 
     def _side_by_side(self) -> Joint:
         return Joint([part.in_item_order(np.float32) for part in self.parts])
@@ -193,11 +193,11 @@ def _transformed(
     return transformed_on_disk(vectors, spec, cache_file(table.path, spec, key), key)
 
 
-def _megabytes(table: TextTable, spec: str) -> float:
+def _bytes(table: TextTable, spec: str) -> int:
     """Of the transformed vectors, at most, in float32."""
     (own,) = specs_of_parts(spec, 1)
     _, k = parse_spec(own, table.width)
-    return len(table.rows) * (k or table.width) * 4 / 1e6
+    return len(table.rows) * (k or table.width) * 4
 
 
 class _Reordered:
@@ -241,7 +241,7 @@ def find_text_table(
         dataset_name: RecBole's name of the dataset.
         item_file: its `.item` file; not read for ``file:PATH``.
         tokens: V item tokens in RecBole's order, ``dataset.field2id_token[...]``; the first is "[PAD]".
-        text_encoder: a word of `TEXT_ENCODERS`, a sentence-transformers name, a folder, or ``file:PATH.npy``; or several
+        text_encoder: a word of `TEXT_ENCODERS`, a sentence-transformers name, a folder, ``file:PATH.npy``, or several
             of them, joined by "+": the parts of joint vectors.
         text_fields: columns of `item_file` that make the text.
         folder: where vectors are looked for and written.
@@ -451,7 +451,8 @@ def _encode_command(
 ) -> str:
     """The command that makes the files again; it names what is not a default of `encode`."""
     words = ["recbole-pad", "encode", f"--dataset={dataset_name}", f"--text_encoder={text_encoder}"]
-    words.append(f"--text_fields={','.join(text_fields)}")  # the default of `encode` is the dataset's own
+    key = "text_template" if "{" in text_fields[0] else "text_fields"
+    words.append(f"--{key}={','.join(text_fields)}")  # the default of `encode` is the dataset's own
     optional = {
         "data_path": (str(item_file.parent.parent), "dataset"),
         "text_vectors_dir": (str(folder), "text_vectors"),

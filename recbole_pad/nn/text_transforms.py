@@ -22,7 +22,7 @@ NUMBERS_PER_BLOCK = 2**22  # of a block of rows: 34 MB in float64
 _NOISE = 1e-5  # share of the largest eigenvalue below which a direction is noise of the encoder's arithmetic
 _FLOOR = 1e-6  # share of it that is added to every eigenvalue before dividing
 ALLOWED = (
-    "none, unit, center, whiten, whiten:K, pca:K, group_whiten:G (K, G: whole numbers from 1 to the width of the "
+    "none, center, whiten, whiten:K, pca:K, group_whiten:G, unit (K, G: whole numbers from 1 to the width of the "
     "vectors), or for joint vectors one of them per part, joined by +"
 )
 AND = "+"  # between the transforms of the parts of joint vectors

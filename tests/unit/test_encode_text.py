@@ -287,7 +287,9 @@ def test_equal_texts_are_encoded_once_and_get_equal_rows(tiny_model, monkeypatch
     model = text_encoder(str(tiny_model))
     seen = []
     encode = model._model.encode
-    monkeypatch.setattr(model._model, "encode", lambda texts, **kwargs: seen.append(texts) or encode(texts, **kwargs))
+    monkeypatch.setattr(
+        model._model, "encode", lambda inputs, **kwargs: seen.append(inputs) or encode(inputs, **kwargs)
+    )
     texts = ["red apple", "car engine", "red apple", "oil", "car engine"]
     vectors = model.encode(texts, 2, False)
     assert seen == [["red apple", "car engine", "oil"]]
