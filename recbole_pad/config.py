@@ -19,7 +19,7 @@ from recbole_pad.backbones import backbone_spec
 from recbole_pad.errors import InputError
 from recbole_pad.keys import DATA_KEYS, PHASE_KEYS
 from recbole_pad.nn.adapter import ACTIVATIONS, FUSIONS
-from recbole_pad.nn.gate import EQUAL, GATE_NORMS, GATES, RANDOM
+from recbole_pad.nn.gate import EQUAL, GATE_NORMS, GATES, RANDOM, USER_GATES
 from recbole_pad.nn.kernels import KERNELS
 from recbole_pad.nn.losses import LOSSES
 from recbole_pad.nn.mmd import ALIGN_LOSSES
@@ -48,6 +48,7 @@ class PADConfig:
     bucket_by_length: bool
     text_encoder: str
     text_fields: list[str]
+    text_template: str
     text_vectors_dir: str
     text_transform: str
     adapter_layers: int
@@ -64,6 +65,7 @@ class PADConfig:
     negative_sampling: str
     unseen_items: str
     id_dropout: float
+    align_start: str
     anchor_weight: float
     align_loss: str
     mmd_weight: float
@@ -75,15 +77,18 @@ class PADConfig:
     gate_form: str
     gate_norm: str
     gate_start: Any
+    gate_users: str
     gate_learning_rate: float
     gate_fit: str
     gate_cold_weight: float
     match_decay: float
+    markov_decay: float
     expert_loss: str
     retrain_experts: bool
     learner: str
     learning_rate: float
     weight_decay: float
+    weight_average: float
     epochs: int
     stopping_step: int
     seed: int
@@ -111,10 +116,16 @@ class PADConfig:
         values = {field.name: config[field.name] for field in fields(cls)}
         for key in ("phases", "experts", "text_fields", "mmd_bandwidths"):
             values[key] = list(values[key]) if isinstance(values[key], (list, tuple)) else [values[key]]
-        values["text_transform"] = str(values["text_transform"])
+        for key in ("text_encoder", "text_transform"):
+            values[key] = _joined(values[key])
         settings = cls(**values)
         settings._check()
         return settings
+
+    @property
+    def text_columns(self) -> list[str]:
+        """What `read_item_texts` makes the text of: columns, or one template."""
+        return [str(self.text_template)] if self.text_template else self.text_fields
 
     def _check(self) -> None:
         backbone_spec(self.backbone)
@@ -143,11 +154,23 @@ class PADConfig:
                 "gate_fit: train learns the gate from the loss of the mixture, but expert_loss: separate has none; set "
                 "expert_loss: joint, or gate_fit: valid"
             )
+        if "markov" in self.experts and (self.expert_loss == "joint" or set(self.experts) == {"markov"}):
+            raise InputError(
+                "experts: markov has no vectors, so it cannot be alone and the joint loss cannot contain it; set "
+                "expert_loss: separate, or leave markov out"
+            )
         if self.anchor_weight == 0 and "align" in self.phases and (self.align_loss == "none" or self.mmd_weight == 0):
             raise InputError("anchor_weight: 0 leaves the phase align without a loss; set align_loss and mmd_weight")
         order = [name for name in _WORDS["phases"] if name in self.phases]
         if self.phases != order:
             raise InputError(f"phases: {self.phases} must keep the order {order}")
+
+
+def _joined(parts: Any) -> str:
+    """``[a, b]``, and "[a,b]" as the command line has it, in the form ``a+b``."""
+    if isinstance(parts, str) and parts.startswith("[") and parts.endswith("]"):
+        parts = parts[1:-1].split(",")
+    return "+".join(str(part).strip() for part in parts) if isinstance(parts, (list, tuple)) else str(parts)
 
 
 def check_number(key: str, value: Any, low: float, high: float, is_whole: bool = False) -> None:
@@ -191,6 +214,8 @@ _WORDS: dict[str, tuple[str, ...]] = {
     "mmd_kernel": tuple(KERNELS),
     "gate_norm": tuple(GATE_NORMS),
     "gate_form": tuple(GATES),
+    "gate_users": tuple(USER_GATES),
+    "align_start": ("pretrain", "random"),
     "gate_fit": ("train", "valid", "none"),
     "expert_loss": ("joint", "separate"),
     "learner": _LEARNERS,
@@ -209,6 +234,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "n_bins": (1, 10_000),
     "gate_learning_rate": (0, 10),
     "match_decay": (0, 1),
+    "markov_decay": (0, 1),
+    "weight_average": (0, 0.999999),
     "gate_cold_weight": (1e-3, 1e3),
     "learning_rate": (0, 10),
     "weight_decay": (0, 10),

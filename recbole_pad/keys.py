@@ -6,22 +6,22 @@ from __future__ import annotations
 PHASE_KEYS = (
     "learner learning_rate weight_decay epochs stopping_step eval_step clip_grad_norm train_batch_size loss "
     "n_negatives negatives negative_sampling anchor_weight align_loss mmd_weight mmd_rows mmd_kernel mmd_bandwidths "
-    "infonce_temperature gate_learning_rate enable_amp"
+    "infonce_temperature gate_learning_rate weight_average enable_amp"
 ).split()
 # Keys that change the dataset or its loaders.
 DATA_KEYS = (
     "eval_args mask_history backbone train_rows train_windows n_bins bucket_by_length text_encoder text_fields "
-    "text_vectors_dir fast_data cold_split cold_split_seed global_time_cuts"
+    "text_template text_vectors_dir fast_data cold_split cold_split_seed global_time_cuts"
 ).split()
 # Keys that no earlier phase reads, so that changing them leaves earlier phases as they are (see `checkpoint`).
 FIRST_READ_IN = {
     "align": (
-        "text_encoder text_fields text_transform adapter_layers adapter_activation adapter_dropout adapter_init fusion "
-        "fusion_activation fusion_dropout fusion_init id_dropout anchor_weight align_loss mmd_weight mmd_rows "
-        "mmd_kernel mmd_bandwidths infonce_temperature"
+        "text_encoder text_fields text_template text_transform adapter_layers adapter_activation adapter_dropout "
+        "adapter_init fusion fusion_activation fusion_dropout fusion_init id_dropout align_start anchor_weight "
+        "align_loss mmd_weight mmd_rows mmd_kernel mmd_bandwidths infonce_temperature"
     ).split(),
     "finetune": (
-        "experts n_bins gate_form gate_norm gate_start gate_learning_rate gate_fit gate_cold_weight match_decay "
-        "expert_loss retrain_experts"
+        "experts n_bins gate_form gate_norm gate_start gate_users gate_learning_rate gate_fit gate_cold_weight "
+        "match_decay markov_decay expert_loss retrain_experts"
     ).split(),
 }

@@ -16,6 +16,7 @@ from recbole.trainer import Trainer
 from torch import Tensor, nn
 
 from recbole_pad import checkpoint
+from recbole_pad.averaging import WeightAverage
 from recbole_pad.budget import BudgetSpent
 from recbole_pad.checkpoint import RunFolder
 from recbole_pad.config import PADConfig, phase_view
@@ -82,6 +83,7 @@ class PhaseTrainer(Trainer):
         super().__init__(phase_view(config, self.phase), model)
         if not model.learns():
             self.epochs = self.eval_step = 0  # all experts are taken as they are, at most the gate is fitted
+        self.average = self._average_of_weights()
         self.tensorboard: Any = _TaggedWriter(self.tensorboard, self.phase)
         self.wandblogger: Any = _TaggedWandb(self.wandblogger, self.phase)
         self.folder = folder
@@ -103,6 +105,16 @@ class PhaseTrainer(Trainer):
             return dense
         self.clip_grad_norm = None  # RecBole's own call fails on sparse gradients
         return with_rows(dense, tables, self.settings, self.config["clip_grad_norm"])
+
+    def _average_of_weights(self) -> WeightAverage:
+        """Of the dense parameters that the phase trains; of none where tables are updated row by row."""
+        experts = [self.model.experts[name] for name in self.model.learning_experts()]
+        decay = self.settings.weight_average
+        if decay > 0 and row_tables(experts):
+            self.logger.info("weight_average: off, since ID tables are updated row by row (sparse_updates)")
+            decay = 0.0
+        parameters = [parameter for expert in experts for parameter in expert.parameters()]
+        return WeightAverage(parameters, self.optimizer, decay)
 
     def fit(
         self,
@@ -162,7 +174,13 @@ class PhaseTrainer(Trainer):
         if hasattr(train_data, "set_epoch"):
             train_data.set_batch_size(int(self.config["train_batch_size"]))
 
+    def _valid_epoch(self, *args: Any, **kwargs: Any) -> Any:
+        """Validate the averaged weights; they stay in the model until training goes on."""
+        self.average.enter()
+        return super()._valid_epoch(*args, **kwargs)
+
     def _train_epoch(self, train_data: Any, epoch_idx: int, loss_func: Any = None, show_progress: bool = False) -> Any:
+        self.average.leave()
         if self._continue_from is not None:
             self._restore_rng(self._continue_from)
             self._continue_from = None
@@ -179,6 +197,7 @@ class PhaseTrainer(Trainer):
 
     def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
         """Called by RecBole's loop when the validation score is the best so far: keep the weights."""
+        self.average.enter()
         self.record.best_epoch = epoch
         if self.folder is None:
             self._best = copied_states(self.model)
@@ -209,6 +228,7 @@ class PhaseTrainer(Trainer):
             "best_valid_score": float(self.best_valid_score),
             "best_valid_result": _floats(self.best_valid_result),
             "optimizer": self.optimizer.state_dict(),
+            "average": self.average.state(),
             "rng": states[0],
             "rng_of_others": states[1:],
         }
@@ -226,6 +246,7 @@ class PhaseTrainer(Trainer):
         """Continue a killed run from the content of its ``last.pth``; call it before `fit`."""
         load_modules(self.model, last["modules"])
         self.optimizer.load_state_dict(last["optimizer"])
+        self.average.load_state(last["average"])
         self.start_epoch, self.cur_step = last["epoch"], last["cur_step"]
         self.best_valid_score = last["best_valid_score"]
         self.best_valid_result = last["best_valid_result"] or None
@@ -261,6 +282,7 @@ class PhaseTrainer(Trainer):
         if self._best is None:
             raise ValueError(f"phase {self.phase}: no epoch had a usable value of {self.config['valid_metric']} (NaN?)")
         load_modules(self.model, self._best)
+        self.average.restart()  # or the next validation would put the average of the last epoch in their place
         self._best = None
 
     def _after_training(self, valid_data: Any) -> None:

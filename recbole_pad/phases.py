@@ -33,5 +33,6 @@ PHASES = {
         Phase("finetune", experts=None),
     )
 }
-EXPERTS = ("rec", "align", "llm", "match")
+EXPERTS = ("rec", "align", "llm", "match", "markov")
+WITHOUT_TEXT = frozenset({"rec", "markov"})  # experts that read no text
 STARTS_FROM = {"align": "rec"}  # an expert that starts as a copy of a trained one: its ID vectors and its encoder

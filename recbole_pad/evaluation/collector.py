@@ -13,7 +13,9 @@ from torch import Tensor
 from recbole_pad.distributed import Processes
 from recbole_pad.evaluation.ranking import SCORE_MEMORY_MB, History, Items, rank_targets
 from recbole_pad.evaluation.ranks import target_ranks
+from recbole_pad.nn.score_pairs import ScorePairs
 
+_PAIR_BYTES = 8 + 8 + 4
 _CPU_ROWS, _CPU_SCORES = 256, 2**21  # of a score matrix: whichever gives more rows
 
 Pairs = Callable[[Tensor, Tensor], History]
@@ -110,7 +112,7 @@ class _Scorer(Protocol):
 
 
 class _InnerProducts:
-    """For a model whose score is ``user_vectors(interaction) . item_vectors(item_ids)``.
+    """For a model whose score is ``user_vectors(interaction) . item_vectors(item_ids)``, plus its `pair_scores` if any.
 
     User vectors wait until they fill the memory and are ranked together: item vectors that are not kept in memory are
     computed once for all of them.
@@ -121,23 +123,30 @@ class _InnerProducts:
         self._items = Items(n_items, lambda item_ids: trainer.model.item_vectors(item_ids).float())
         self._waiting: list[tuple[Tensor, Tensor]] = []
         self._histories: list[History] = []
+        self._extras: list[ScorePairs] = []
         self._n_waiting = 0
         self._ranked: list[tuple[Tensor, Tensor]] = []
 
     def add(self, interaction: Any, target: Tensor, history: History | None) -> None:
-        users = self._model.user_vectors(interaction.to(self._device)).float()
+        interaction = interaction.to(self._device)
+        users = self._model.user_vectors(interaction).float()
+        extra = self._model.pair_scores(interaction) if hasattr(self._model, "pair_scores") else None
+        if extra is not None:
+            self._extras.append(ScorePairs(extra.rows + self._n_waiting, extra.items, extra.values.float()))
         if history is not None:
             self._histories.append((history[0] + self._n_waiting, history[1]))
         self._waiting.append((users, target))
         self._n_waiting += len(users)
-        if 4 * self._n_waiting * users.size(1) > self._memory_mb * 2**20:
+        n_pairs = sum(len(extra.rows) for extra in self._extras)
+        if 4 * self._n_waiting * users.size(1) + _PAIR_BYTES * n_pairs > self._memory_mb * 2**20:
             self._rank_waiting()
 
     def _rank_waiting(self) -> None:
         users, target = _concatenated(self._waiting, self._device)
         history = _concatenated(self._histories, self._device) if self._histories else None
-        self._ranked.append(rank_targets(users, self._items, target, history, self._memory_mb))
-        self._waiting, self._histories, self._n_waiting = [], [], 0
+        extra = ScorePairs.joined(self._extras) if self._extras else None
+        self._ranked.append(rank_targets(users, self._items, target, history, self._memory_mb, extra))
+        self._waiting, self._histories, self._extras, self._n_waiting = [], [], [], 0
 
     def ranks(self) -> tuple[Tensor, Tensor]:
         if self._waiting:

@@ -25,6 +25,7 @@ from recbole_pad.evaluation.ranks import (
     refuse_bad_targets,
     refuse_nan,
 )
+from recbole_pad.nn.score_pairs import ScorePairs
 
 SCORE_MEMORY_MB = 512
 _BLOCK = {"cpu": (256, 2**20), "cuda": (4096, 2**26)}  # device -> (users, scores) of a block at most
@@ -59,8 +60,9 @@ def rank_targets(
     target: Tensor,
     history: History | None = None,
     score_memory_mb: float = SCORE_MEMORY_MB,
+    extra: ScorePairs | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Ranks of the users' targets, as `ranks.target_ranks` defines them, for the scores ``users @ vectors.T``.
+    """Ranks of the users' targets, as `ranks.target_ranks` defines them, for the scores ``users @ vectors.T + extra``.
 
     Equal to it for the scores that the blocks hold: a target's own score is the one in its block, never one computed
     in another way, which would differ in the last bit and lose its ties.
@@ -72,6 +74,7 @@ def rank_targets(
         history: pairs (row of `users`, item), each tensor of shape (h,), int64. Repeated pairs count once, item 0 is
             ignored. None: no history, both ranks are equal.
         score_memory_mb: scores held at once, in MB.
+        extra: added to the scores of a few items of each user, or None.
 
     Returns:
         (rank among all items, rank among the items outside the history), float64, shape (U,); infinite where the
@@ -81,15 +84,21 @@ def rank_targets(
         ValueError: NaN scores, shapes that do not fit, or a target outside 1..V-1.
     """
     grid = _Grid.of(len(users), items.n_items, users.device, score_memory_mb)
-    counts = _TargetCounts(users, items, target, history, grid)
-    _walk(users, items, grid, [counts])
-    _walk(users, items, grid, [counts], counts.restart())
+    scores = _Scores(users, items, grid, extra)
+    counts = _TargetCounts(scores, target, history)
+    _walk(scores, [counts])
+    _walk(scores, [counts], counts.restart())
     return counts.ranks()
 
 
 @torch.no_grad()
 def top_k(
-    users: Tensor, items: Items, k: int, history: History | None = None, score_memory_mb: float = SCORE_MEMORY_MB
+    users: Tensor,
+    items: Items,
+    k: int,
+    history: History | None = None,
+    score_memory_mb: float = SCORE_MEMORY_MB,
+    extra: ScorePairs | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The k items of the highest scores, best first, those of the history left out.
 
@@ -99,6 +108,7 @@ def top_k(
         k: length of the lists, >= 1.
         history: items of each user that are left out, see `rank_targets`.
         score_memory_mb: scores held at once, in MB.
+        extra: added to the scores of a few items of each user, or None.
 
     Returns:
         (scores, item ids), shape (U, k) both; score -inf and item 0 where fewer than k items are left. Of equal scores
@@ -109,7 +119,7 @@ def top_k(
     """
     grid = _Grid.of(len(users), items.n_items, users.device, score_memory_mb)
     best = _RunningTopK(users, k, history, grid)
-    _walk(users, items, grid, [best])
+    _walk(_Scores(users, items, grid, extra), [best])
     return best.lists()
 
 
@@ -121,13 +131,15 @@ def rank_and_top_k(
     k: int,
     history: History | None = None,
     score_memory_mb: float = SCORE_MEMORY_MB,
+    extra: ScorePairs | None = None,
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """`rank_targets` and `top_k` (without the history) in one pass over the items."""
     grid = _Grid.of(len(users), items.n_items, users.device, score_memory_mb)
-    counts = _TargetCounts(users, items, target, history, grid)
+    scores = _Scores(users, items, grid, extra)
+    counts = _TargetCounts(scores, target, history)
     best = _RunningTopK(users, k, history, grid)
-    _walk(users, items, grid, [counts, best])
-    _walk(users, items, grid, [counts], counts.restart())
+    _walk(scores, [counts, best])
+    _walk(scores, [counts], counts.restart())
     return counts.ranks(), best.lists()
 
 
@@ -179,55 +191,87 @@ class _Consumer(Protocol):
     def see(self, block: _Block) -> None: ...
 
 
-def _walk(
-    users: Tensor, items: Items, grid: _Grid, consumers: Sequence[_Consumer], chunks: set[int] | None = None
-) -> None:
-    """Show each block of scores to the consumers; only of the row chunks `chunks`, if given.
+@dataclass(frozen=True)
+class _Scores:
+    """All scores, as blocks that are computed when they are asked for."""
 
-    Items are the outer loop: their vectors are asked for once.
-    """
+    users: Tensor
+    items: Items
+    grid: _Grid
+    extra: ScorePairs | None
+
+    def blocks(self, chunks: set[int] | None) -> Iterator[_Block]:
+        """Each block; only of the row chunks `chunks`, if given. Items are the outer loop: asked for once."""
+        users, grid = self.users, self.grid
+        extra = None if self.extra is None else _PairsByBlock(self.extra.rows, self.extra.items, grid)
+        room, marks = (users.new_empty(grid.rows * grid.columns, dtype=kind) for kind in (users.dtype, torch.float32))
+        for column, first in enumerate(grid.column_starts()):
+            item_ids = torch.arange(first, min(first + grid.columns, grid.n_items), device=users.device)
+            vectors = self.items.vectors(item_ids)
+            for number, rows in enumerate(grid.row_slices()):
+                if chunks is not None and number not in chunks:
+                    continue
+                shape = rows.stop - rows.start, len(item_ids)
+                scores = torch.mm(users[rows], vectors.T, out=room[: shape[0] * shape[1]].view(shape))
+                if self.extra is not None and extra is not None:
+                    here, places_in_block = extra.within((number, column), rows.start, first)
+                    scores[places_in_block] += self.extra.values[extra.order[here]].to(scores.dtype)
+                yield _Block((number, column), rows, first, scores, scores.amax(dim=1), marks)
+
+    def of_targets(self, rows: slice, target: Tensor) -> Tensor:
+        """The score of each user's target, from a product shaped like a block's where that costs little: shape (b,).
+
+        Libraries sum in an order that depends on the shapes of the matrices (but, from some size on, not on the place
+        in them): one inner product alone is often off by a bit.
+        """
+        grid = self.grid
+        n_more = max(0, grid.columns - len(target)) if len(grid.column_starts()) >= _MANY else 0
+        vectors = self.items.vectors(torch.cat([target, target[:1].expand(n_more)]))
+        scores = (self.users[rows] @ vectors.T).diagonal().clone()
+        if self.extra is None:
+            return scores
+        users = torch.arange(rows.start, rows.stop, device=target.device)
+        return scores + self.extra.at(users, target, grid.n_items).to(scores.dtype)
+
+
+def _walk(scores: _Scores, consumers: Sequence[_Consumer], chunks: set[int] | None = None) -> None:
+    """Show each block of scores to the consumers; only of the row chunks `chunks`, if given."""
     if chunks is not None and not chunks:
         return
-    has_nan = torch.zeros(len(users), dtype=torch.bool, device=users.device)
-    for block in _blocks(users, items, grid, chunks):
+    has_nan = torch.zeros(len(scores.users), dtype=torch.bool, device=scores.users.device)
+    for block in scores.blocks(chunks):
         has_nan[block.rows] |= torch.isnan(block.highest)
         for consumer in consumers:
             consumer.see(block)
     refuse_nan(has_nan)
 
 
-def _blocks(users: Tensor, items: Items, grid: _Grid, chunks: set[int] | None) -> Iterator[_Block]:
-    room, marks = (users.new_empty(grid.rows * grid.columns, dtype=kind) for kind in (users.dtype, torch.float32))
-    for column, first in enumerate(grid.column_starts()):
-        item_ids = torch.arange(first, min(first + grid.columns, grid.n_items), device=users.device)
-        vectors = items.vectors(item_ids)
-        for number, rows in enumerate(grid.row_slices()):
-            if chunks is not None and number not in chunks:
-                continue
-            shape = rows.stop - rows.start, len(item_ids)
-            scores = torch.mm(users[rows], vectors.T, out=room[: shape[0] * shape[1]].view(shape))
-            yield _Block((number, column), rows, first, scores, scores.amax(dim=1), marks)
+class _PairsByBlock:
+    """Distinct (row, item) pairs in the order in which the blocks come: by row chunk, then by item.
 
+    Attributes:
+        order: places of the given pairs, in this order; shape (h,).
+    """
 
-class _HistoryPairs:
-    """The pairs of the histories in the order in which the blocks come: by row chunk, then by item."""
-
-    def __init__(self, history: History, grid: _Grid) -> None:
-        check_history(*history)
-        rows, items = distinct_pairs(*history, grid.n_items)
+    def __init__(self, rows: Tensor, items: Tensor, grid: _Grid) -> None:
         chunk = torch.div(rows, grid.rows, rounding_mode="floor")
-        key, order = torch.sort(chunk * grid.n_items + items)
-        self.rows, self.items = rows[order], items[order]  # each shape (h,)
+        key, self.order = torch.sort(chunk * grid.n_items + items)
+        self.rows, self.items = rows[self.order], items[self.order]  # each shape (h,)
         n_chunks = len(grid.row_slices())
         starts = torch.tensor([*grid.column_starts(), grid.n_items], device=key.device)
         bounds = torch.arange(n_chunks, device=key.device)[:, None] * grid.n_items + starts
         self._bounds: list[list[int]] = torch.searchsorted(key, bounds).tolist()
 
-    def within(self, block: _Block) -> tuple[slice, tuple[Tensor, Tensor]]:
-        """Which pairs lie in the block, and where: (row, column) of each."""
-        chunk, column = block.number
+    def within(self, number: tuple[int, int], first_row: int, first_item: int) -> tuple[slice, tuple[Tensor, Tensor]]:
+        """Which pairs lie in a block, and where: (row, column) of each."""
+        chunk, column = number
         here = slice(self._bounds[chunk][column], self._bounds[chunk][column + 1])
-        return here, (self.rows[here] - block.rows.start, self.items[here] - block.first_item)
+        return here, (self.rows[here] - first_row, self.items[here] - first_item)
+
+
+def _history_pairs(history: History, grid: _Grid) -> _PairsByBlock:
+    check_history(*history)
+    return _PairsByBlock(*distinct_pairs(*history, grid.n_items), grid)
 
 
 class _TargetCounts:
@@ -237,19 +281,20 @@ class _TargetCounts:
     compared with the block's own at the end: row chunks in which one is off by a bit are counted again (`restart`).
     """
 
-    def __init__(self, users: Tensor, items: Items, target: Tensor, history: History | None, grid: _Grid) -> None:
+    def __init__(self, scores: _Scores, target: Tensor, history: History | None) -> None:
+        users, items, grid = scores.users, scores.items, scores.grid
         if users.dim() != 2 or target.shape != users.shape[:1]:
             raise ValueError(f"expected users (U, w), target (U,); got {tuple(users.shape)} and {tuple(target.shape)}")
         refuse_bad_targets(target, items.n_items)
         self._target, self._grid = target, grid
-        self._pairs = None if history is None else _HistoryPairs(history, grid)
+        self._pairs = None if history is None else _history_pairs(history, grid)
         self._pair_scores = None if self._pairs is None else users.new_empty(len(self._pairs.rows))
         self._counts = torch.zeros(2, len(users), dtype=torch.float64, device=users.device)
         self._own = users.new_full((len(users),), math.nan)  # taken from the blocks
         self._foretold = self._own.clone()
         if len(grid.column_starts()) > 1:
             for rows in grid.row_slices():
-                self._foretold[rows] = _target_scores(users[rows], items, target[rows], grid)
+                self._foretold[rows] = scores.of_targets(rows, target[rows])
 
     def see(self, block: _Block) -> None:
         """Count in one block."""
@@ -260,7 +305,7 @@ class _TargetCounts:
         if len(self._grid.column_starts()) == 1:
             self._foretold[block.rows] = self._own[block.rows]
         if self._pairs is not None and self._pair_scores is not None:
-            here, places_in_block = self._pairs.within(block)
+            here, places_in_block = self._pairs.within(block.number, block.rows.start, block.first_item)
             self._pair_scores[here] = block.scores[places_in_block]
         self._counts[:, block.rows] += count_above(block.scores, self._foretold[block.rows, None], block.marks)
 
@@ -282,31 +327,20 @@ class _TargetCounts:
         return everything, masked_ranks(everything, self._own, self._target, *pairs, self._pair_scores)
 
 
-def _target_scores(users: Tensor, items: Items, target: Tensor, grid: _Grid) -> Tensor:
-    """The score of each user's target, from a product shaped like a block's where that costs little: shape (b,).
-
-    Libraries sum in an order that depends on the shapes of the matrices (but, from some size on, not on the place in
-    them): one inner product alone is often off by a bit.
-    """
-    n_more = max(0, grid.columns - len(target)) if len(grid.column_starts()) >= _MANY else 0
-    vectors = items.vectors(torch.cat([target, target[:1].expand(n_more)]))
-    return (users @ vectors.T).diagonal().clone()
-
-
 class _RunningTopK:
     """The k best items of each user so far."""
 
     def __init__(self, users: Tensor, k: int, history: History | None, grid: _Grid) -> None:
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}")
-        self._pairs = None if history is None else _HistoryPairs(history, grid)
+        self._pairs = None if history is None else _history_pairs(history, grid)
         self._scores = users.new_full((len(users), k), -math.inf)
         self._items = torch.zeros(len(users), k, dtype=torch.int64, device=users.device)
 
     def see(self, block: _Block) -> None:
         """Merge in what is better; the scores of the history are overwritten."""
         if self._pairs is not None:
-            _, places_in_block = self._pairs.within(block)
+            _, places_in_block = self._pairs.within(block.number, block.rows.start, block.first_item)
             block.scores[places_in_block] = -math.inf
         kth = self._scores[block.rows, -1]
         better = (block.highest > kth).nonzero().squeeze(1)

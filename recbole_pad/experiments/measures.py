@@ -13,7 +13,7 @@ from recbole_pad.data.frequency import COLD_GROUPS
 from recbole_pad.evaluation.metrics import KS, gains, merged
 from recbole_pad.experiments.cells import CellResult
 
-COLD, WARM = "cold", "over 100"
+COLD, OVER_20, WARM = "cold", "over 20", "over 100"
 PROTOCOLS = ("masked", "unmasked")
 METRICS = tuple(f"{name}@{k}" for name in ("hit", "ndcg", "mrr") for k in KS)
 
@@ -23,8 +23,8 @@ class Measure(NamedTuple):
 
     Attributes:
         protocol: ``masked`` or ``unmasked`` history.
-        group: the targets: ``all``, ``cold`` (train frequency 0-5), ``over 100``, ``frequency ...``, ``bin ...``,
-            ``in_set`` or ``withheld`` (`cold_split`).
+        group: the targets: ``all``, ``cold`` (train frequency 0-5), ``over 20``, ``over 100``, ``frequency ...``,
+            ``bin ...``, ``in_set`` or ``withheld`` (`cold_split`).
         metric: for example ``ndcg@10``.
     """
 
@@ -50,6 +50,7 @@ def _groups(report: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     return {
         "all": report["all"],
         COLD: merged([frequency[name] for name in COLD_GROUPS]),
+        OVER_20: merged([frequency[name] for name in ("21-50", "51-100", ">100")]),
         WARM: frequency[">100"],
         **{f"frequency {name}": metrics for name, metrics in frequency.items()},
         **{f"bin {name}": metrics for name, metrics in report["bins"].items()},

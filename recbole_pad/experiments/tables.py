@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 
 from recbole_pad.experiments.comparison import PairedTest
-from recbole_pad.experiments.measures import COLD, PROTOCOLS, WARM, Measure, Row
+from recbole_pad.experiments.measures import COLD, OVER_20, PROTOCOLS, WARM, Measure, Row
 
 COLUMNS: dict[str, Measure] = {
     "HR@10": Measure("masked", "all", "hit@10"),
     "NDCG@10": Measure("masked", "all", "ndcg@10"),
     "cold HR@10": Measure("masked", COLD, "hit@10"),
     "cold NDCG@10": Measure("masked", COLD, "ndcg@10"),
+    "over 20 HR@10": Measure("masked", OVER_20, "hit@10"),
+    "over 20 NDCG@10": Measure("masked", OVER_20, "ndcg@10"),
     "over 100 HR@10": Measure("masked", WARM, "hit@10"),
     "over 100 NDCG@10": Measure("masked", WARM, "ndcg@10"),
     "HR@10, not masked": Measure("unmasked", "all", "hit@10"),

@@ -13,6 +13,7 @@ from recbole_pad.model.backbone import Backbone
 from recbole_pad.model.compiling import compile_in_place
 from recbole_pad.model.decayed_history import DecayedHistory
 from recbole_pad.model.items import AlignedVectors, Catalogue, IDVectors, TextVectors, UnitTextVectors
+from recbole_pad.model.transitions import Transitions
 from recbole_pad.nn.adapter import FUSIONS, TextAdapter
 from recbole_pad.nn.fast_layers import use_fast_layers
 from recbole_pad.phases import EXPERTS
@@ -62,19 +63,21 @@ def build_experts(
     return nn.ModuleDict({name: built[name] for name in sorted(built)})
 
 
-def build_expert(name: str, config: Any, dataset: Any, settings: PADConfig, catalogue: Catalogue) -> Expert:
+def build_expert(
+    name: str, config: Any, dataset: Any, settings: PADConfig, catalogue: Catalogue
+) -> Expert | Transitions:
     """Build an expert; its start values depend on the seed and on its name alone.
 
     Args:
-        name: ``rec``, ``align``, ``llm`` or ``match``.
+        name: ``rec``, ``align``, ``llm``, ``match`` or ``markov``.
         config: RecBole's config, for the backbone.
         dataset: RecBole's dataset, for the backbone.
         settings: PAD's settings.
         catalogue: counts, bins and text vectors of the items.
     """
     with seeded(start_seed(name, settings.seed)):
-        if name not in _TRAINED_ITEMS:
-            return Expert(UnitTextVectors(catalogue, _MATCH_LENGTH), DecayedHistory(settings.match_decay))
+        if name in _UNTRAINED:
+            return _UNTRAINED[name](dataset, settings, catalogue)
         make_items = _TRAINED_ITEMS[name]
         return trained_expert(lambda backbone: make_items(backbone, settings, catalogue), config, dataset, settings)
 
@@ -132,6 +135,18 @@ def aligned_vectors(backbone: Backbone, settings: PADConfig, catalogue: Catalogu
     return AlignedVectors(ids, text_vectors(backbone, settings, catalogue), fusion)
 
 
+def _match(dataset: Any, settings: PADConfig, catalogue: Catalogue) -> Expert:
+    return Expert(UnitTextVectors(catalogue, _MATCH_LENGTH), DecayedHistory(settings.match_decay))
+
+
+def _markov(dataset: Any, settings: PADConfig, catalogue: Catalogue) -> Transitions:
+    return Transitions(dataset.train_histories, len(catalogue.counts), settings.markov_decay)
+
+
+_UNTRAINED: dict[str, Callable[[Any, PADConfig, Catalogue], Expert | Transitions]] = {
+    "match": _match,
+    "markov": _markov,
+}
 _TRAINED_ITEMS: dict[str, Callable[[Backbone, PADConfig, Catalogue], nn.Module]] = {
     "rec": id_vectors,
     "align": aligned_vectors,

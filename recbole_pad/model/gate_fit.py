@@ -18,6 +18,8 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 
 from recbole_pad.model.pad import PAD
+from recbole_pad.nn.ragged import Ragged
+from recbole_pad.nn.score_pairs import ScorePairs
 
 _MAX_ROWS = 50_000  # validation rows used
 _MAX_ITEMS = 20_000  # candidates, drawn once; the targets of a batch are added
@@ -28,45 +30,22 @@ _RANK_TEMPERATURE = 0.3  # score difference over which a rank counts as half won
 
 
 @dataclass(frozen=True)
-class ItemsOfRows:
-    """A list of items for each row, in compressed form.
-
-    Attributes:
-        offsets: shape (n + 1,); row r has ``items[offsets[r]:offsets[r + 1]]``.
-        items: item ids of all rows, one after the other.
-    """
-
-    offsets: Tensor
-    items: Tensor
-
-    @classmethod
-    def from_pairs(cls, rows: Tensor, items: Tensor, n_rows: int) -> ItemsOfRows:
-        """From (row, item) pairs in any order."""
-        ends = torch.bincount(rows, minlength=n_rows).cumsum(0)
-        return cls(torch.cat([ends.new_zeros(1), ends]), items[torch.argsort(rows, stable=True)])
-
-    def pairs(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """(place in `rows`, item) of every item of the rows."""
-        start = self.offsets[rows]
-        length = self.offsets[rows + 1] - start
-        first = length.cumsum(0) - length
-        place = torch.repeat_interleave(torch.arange(len(rows), device=rows.device), length)
-        return place, self.items[torch.arange(len(place), device=rows.device) + (start - first)[place]]
-
-
-@dataclass(frozen=True)
 class HeldOutRows:
-    """Validation rows: each expert's user states, the targets, and what must not be recommended.
+    """Validation rows: each expert's user states or pairs, the targets, and what must not be recommended.
 
     Attributes:
-        states: of each expert, shape (n, d_k).
+        states: of each expert with vectors, shape (n, d_k).
+        pairs: of each expert without, the items that it scores in each row, with their scores.
+        newest: newest item of each history, shape (n,).
         target: item ids, shape (n,).
         masked: the item ids that the protocol masks for each row; none where nothing is masked.
     """
 
     states: list[Tensor]
+    pairs: list[Ragged]
+    newest: Tensor
     target: Tensor
-    masked: ItemsOfRows
+    masked: Ragged
 
 
 @dataclass(frozen=True)
@@ -108,6 +87,8 @@ class Candidates:
 def held_out_rows(model: PAD, batches: Iterable[Any]) -> HeldOutRows:
     """Collect the rows of a full-ranking loader; rows whose target is masked (sure misses) teach nothing and go."""
     states: list[list[Tensor]] = []
+    pairs: list[list[ScorePairs]] = []
+    newest: list[Tensor] = []
     targets, masked_rows, masked_items = [], [], []
     n_rows = 0
     for interaction, history, _, target in batches:
@@ -118,15 +99,35 @@ def held_out_rows(model: PAD, batches: Iterable[Any]) -> HeldOutRows:
         kept = torch.ones_like(target, dtype=torch.bool)
         kept[rows[items == target[rows]]] = False
         states.append([state[kept] for state in model.expert_states(interaction)])
+        newest.append(model.newest_items(interaction)[kept])
         targets.append(target[kept])
         place = n_rows + kept.cumsum(0) - 1
+        pairs.append([_of_rows(own, kept, place) for own in model.expert_pairs(interaction)])
         masked_rows.append(place[rows][kept[rows]])
         masked_items.append(items[kept[rows]])
         n_rows += int(kept.sum())
         if n_rows >= _MAX_ROWS:
             break
-    masked = ItemsOfRows.from_pairs(torch.cat(masked_rows), torch.cat(masked_items), n_rows)
-    return HeldOutRows([torch.cat(parts) for parts in zip(*states, strict=True)], torch.cat(targets), masked)
+    masked = Ragged.from_pairs(torch.cat(masked_rows), torch.cat(masked_items), n_rows)
+    return HeldOutRows(
+        [torch.cat(parts) for parts in zip(*states, strict=True)],
+        [_ragged(parts, n_rows) for parts in zip(*pairs, strict=True)],
+        torch.cat(newest),
+        torch.cat(targets),
+        masked,
+    )
+
+
+def _of_rows(pairs: ScorePairs, kept: Tensor, place: Tensor) -> ScorePairs:
+    """The pairs of the kept rows, under their new row numbers."""
+    own = kept[pairs.rows]
+    return ScorePairs(place[pairs.rows][own], pairs.items[own], pairs.values[own])
+
+
+def _ragged(parts: Iterable[ScorePairs], n_rows: int) -> Ragged:
+    parts = list(parts)
+    rows, items, values = (torch.cat([getattr(part, name) for part in parts]) for name in ("rows", "items", "values"))
+    return Ragged.from_pairs(rows, items, n_rows, values)
 
 
 def fit_gate(model: PAD, batches: Iterable[Any], target_weights: Tensor, seed: int) -> None:
@@ -190,11 +191,24 @@ def _scores(model: PAD, candidates: Candidates, rows: HeldOutRows, batch: Tensor
     """Scores of the batch's candidates, masked ones at -1e9, and the column of each row's target."""
     target = rows.target[batch]
     items, vectors = candidates.of(target)
-    weights = model.gate_weights(items)
+    weights, of_users = model.gate_weights(items), model.user_weights(rows.newest[batch])
+    with_vectors, with_pairs = model.gate_columns()
     scores = torch.zeros(len(batch), len(items), device=target.device)
-    for k, vector in enumerate(vectors):
-        scores = scores + weights[:, k] * (rows.states[k][batch] @ vector.T)
+    for k, state, vector in zip(with_vectors, rows.states, vectors, strict=True):
+        scores = scores + of_users[:, k, None] * weights[:, k] * (state[batch] @ vector.T)
+    for k, pairs in zip(with_pairs, rows.pairs, strict=True):
+        row, column, value = _among(pairs, batch, items)
+        scores = scores.index_put((row, column), of_users[row, k] * weights[column, k] * value, accumulate=True)
     return scores.masked_fill(_mask(rows, batch, items), -1e9), torch.searchsorted(items, target)
+
+
+def _among(pairs: Ragged, batch: Tensor, items: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(place in the batch, place in `items`, value) of the pairs of some rows whose item is in `items`, sorted ids."""
+    assert pairs.values is not None
+    row, entry = pairs.entries(batch)
+    place = torch.searchsorted(items, pairs.items[entry]).clamp(max=len(items) - 1)
+    found = items[place] == pairs.items[entry]
+    return row[found], place[found], pairs.values[entry][found]
 
 
 def _mask(rows: HeldOutRows, batch: Tensor, items: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""PAD as a RecBole sequential model: three experts, one inner product.
+"""PAD as a RecBole sequential model: experts, a gate, one inner product (and a list of pairs of the Markov expert).
 
 Paper: "Pre-train, Align, and Disentangle: Empowering Sequential Recommendation with Large Language Models",
 SIGIR 2025, arXiv 2412.04107. Formulas: docs/method.md.
@@ -27,18 +27,22 @@ from recbole_pad.model.negatives import NegativeSampler
 from recbole_pad.model.objectives import OBJECTIVES, Step
 from recbole_pad.model.positions import BatchReader, Positions, StepItems, places_in, with_padding
 from recbole_pad.model.precision import computing_in
-from recbole_pad.nn.gate import GATES
+from recbole_pad.model.transitions import Transitions
+from recbole_pad.nn.gate import GATES, USER_GATES, Gate
 from recbole_pad.nn.mmd import ALIGN_LOSSES
+from recbole_pad.nn.score_pairs import ScorePairs
 from recbole_pad.optimizers import updates_rows
-from recbole_pad.phases import PHASES, STARTS_FROM
+from recbole_pad.phases import PHASES, STARTS_FROM, WITHOUT_TEXT
 
 
 class PAD(SequentialRecommender):
     """Three experts, each with its own item vectors and user encoder, mixed by a gate on the item's frequency bin.
 
     The attribute `phase` chooses what is trained and scored: the ID expert alone (``pretrain``), the aligned expert
-    alone (``align``), or all configured experts through the gate (``finetune``). Since gate weights depend on the item
-    alone, the score is one inner product: s(u, i) = [h_1; h_2; h_3] . [w_1 v_1; w_2 v_2; w_3 v_3].
+    alone (``align``), or all configured experts through the gate (``finetune``). A gate weight is that of the item,
+    w_k, times that of the user, g_k, so the score is one inner product:
+    s(u, i) = [g_1 h_1; g_2 h_2; g_3 h_3] . [w_1 v_1; w_2 v_2; w_3 v_3]; the Markov expert adds to it for a few items
+    of each user (`pair_scores`).
 
     Args:
         config: RecBole's config; keys in properties/model/PAD.yaml.
@@ -62,11 +66,14 @@ class PAD(SequentialRecommender):
         self.catalogue = Catalogue(
             torch.from_numpy(dataset.train_counts),
             torch.from_numpy(dataset.bins),
-            text_vectors_of(dataset, self.settings, self.processes) if members - {"rec"} else None,
+            text_vectors_of(dataset, self.settings, self.processes) if members - WITHOUT_TEXT else None,
         )
         self.experts = build_experts(members, config, dataset, self.settings, self.catalogue)
-        self.gate = GATES[self.settings.gate_form](
-            self.settings.n_bins, self.settings.experts, self.settings.gate_norm, self.settings.gate_start
+        self.gate = Gate(
+            GATES[self.settings.gate_form](
+                self.settings.n_bins, self.settings.experts, self.settings.gate_norm, self.settings.gate_start
+            ),
+            USER_GATES[self.settings.gate_users](len(self.settings.experts)),
         )
         self.samplers = self._build_samplers(dataset)
         self._updates_rows = {
@@ -74,7 +81,7 @@ class PAD(SequentialRecommender):
             for name, settings in self.phase_settings.items()
         }
         self.phase = self.settings.phases[-1]
-        self.text_fingerprint = dataset.text_table.fingerprint if members - {"rec"} else None
+        self.text_fingerprint = dataset.text_table.fingerprint if members - WITHOUT_TEXT else None
         self.trained_before: set[str] = set()
         self._kept: _KeptVectors | None = None
 
@@ -112,7 +119,7 @@ class PAD(SequentialRecommender):
         """Before a phase: experts not yet trained start as copies of the trained ones that they start from."""
         self.trained_before = set(trained)
         for name in self._members(self.phase):
-            source = STARTS_FROM.get(name)
+            source = STARTS_FROM.get(name) if self.settings.align_start == "pretrain" else None
             if name not in trained and source in trained:
                 self._expert(name).start_from(self._expert(source))
 
@@ -120,7 +127,7 @@ class PAD(SequentialRecommender):
         """The experts of the present phase whose parameters it trains (see config key `retrain_experts`)."""
         gated = PHASES[self.phase].experts is None
         frozen = self.trained_before if gated and not self.settings.retrain_experts else set()
-        return tuple(name for name in self._members(self.phase) if self._expert(name).is_trained and name not in frozen)
+        return tuple(name for name in self._members(self.phase) if self.experts[name].is_trained and name not in frozen)
 
     def learns(self) -> bool:
         """Whether the present phase has anything to train: an expert, or the gate through a joint loss."""
@@ -141,6 +148,24 @@ class PAD(SequentialRecommender):
     def _expert(self, name: str) -> Expert:
         return cast(Expert, self.experts[name])
 
+    def _with_vectors(self) -> list[tuple[int, Expert]]:
+        """The experts of the present phase that score by inner products, each with its column of the gate."""
+        experts = enumerate(self.experts[name] for name in self._members(self.phase))
+        return [(column, expert) for column, expert in experts if isinstance(expert, Expert)]
+
+    def _with_pairs(self) -> list[tuple[int, Transitions]]:
+        """The experts of the present phase that score a few items of each user, likewise."""
+        experts = enumerate(self.experts[name] for name in self._members(self.phase))
+        return [(column, expert) for column, expert in experts if isinstance(expert, Transitions)]
+
+    def gate_columns(self) -> tuple[list[int], list[int]]:
+        """Columns of the gate's weights: of `expert_vectors` and `expert_states`, and of `expert_pairs`."""
+        return [column for column, _ in self._with_vectors()], [column for column, _ in self._with_pairs()]
+
+    @property
+    def _is_gated(self) -> bool:
+        return len(self._members(self.phase)) > 1
+
     # --- scoring ----------------------------------------------------------------------------------------------------
 
     def item_vectors(self, item_ids: Tensor | None = None) -> Tensor:
@@ -151,18 +176,42 @@ class PAD(SequentialRecommender):
         return kept.folded if item_ids is None else kept.folded[item_ids]
 
     def user_vectors(self, interaction: Interaction) -> Tensor:
-        """Folded user states [h_1; h_2; ...] after the newest item: shape (B, w)."""
-        return torch.cat(self.expert_states(interaction), dim=1)
+        """Folded user states [g_1 h_1; g_2 h_2; ...] after the newest item: shape (B, w)."""
+        return self._weighted(self.expert_states(interaction), self.newest_items(interaction))
+
+    def pair_scores(self, interaction: Interaction) -> ScorePairs | None:
+        """What experts without vectors add to the scores of a few items, gated; None where there is no such expert."""
+        own = self.expert_pairs(interaction)
+        if not own:
+            return None
+        users = self.user_weights(self.newest_items(interaction))
+        parts = [
+            pairs.values * users[pairs.rows, column] * self.gate_weights(pairs.items)[:, column]
+            for (column, _), pairs in zip(self._with_pairs(), own, strict=True)
+        ]
+        rows, items = (torch.cat([getattr(pairs, name) for pairs in own]) for name in ("rows", "items"))
+        return ScorePairs.summed(rows, items, torch.cat(parts), self.n_items)
+
+    def expert_pairs(self, interaction: Interaction) -> list[ScorePairs]:
+        """The scores of each expert of the present phase that has no vectors, without the gate."""
+        item_seq, item_seq_len, _ = self._reader.sequences(interaction)
+        return [expert(item_seq, item_seq_len) for _, expert in self._with_pairs()]
+
+    def newest_items(self, interaction: Interaction) -> Tensor:
+        """Newest item of each history: (B,)."""
+        item_seq, item_seq_len = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
+        newest: Tensor = item_seq.gather(1, item_seq_len[:, None] - 1)[:, 0]
+        return newest
 
     def expert_vectors(self, item_ids: Tensor | None = None) -> list[Tensor]:
-        """Vectors of the items, or of all, of each expert of the present phase, without the gate: (n, d_k) each."""
+        """Vectors of the items, or of all, without the gate, (n, d_k) each: of the phase's experts that have any."""
         kept = self._kept_vectors()
         if kept is None:
             return self._vectors(item_ids)
         return kept.experts if item_ids is None else [vectors[item_ids] for vectors in kept.experts]
 
     def expert_states(self, interaction: Interaction) -> list[Tensor]:
-        """User states of each expert of the present phase: (B, d_k) each; only the rows' own items are computed."""
+        """User states of the same experts, without the gate: (B, d_k) each; only the rows' own items are computed."""
         item_seq, item_seq_len, user = self._reader.sequences(interaction)
         kept = self._kept_vectors()
         if kept is None:
@@ -172,22 +221,29 @@ class PAD(SequentialRecommender):
             tables = kept.experts
         with self._precision():
             states = [
-                self._expert(name).backbone.last_state(table, item_seq, item_seq_len, user)
-                for name, table in zip(self._members(self.phase), tables, strict=True)
+                expert.backbone.last_state(table, item_seq, item_seq_len, user)
+                for (_, expert), table in zip(self._with_vectors(), tables, strict=True)
             ]
         return [state.float() for state in states]  # ranks are counted in float32: bfloat16 scores would tie
 
     def full_sort_predict(self, interaction: Interaction) -> Tensor:
-        """Scores of all items: shape (B, V); inner products of the folded vectors, item vectors made in blocks."""
+        """Scores of all items: shape (B, V); inner products of folded vectors, made in blocks of items, and pairs."""
         users = self.user_vectors(interaction)
         n_items = self.n_items if self._kept_vectors() is not None else self._memory // (4 * users.size(1)) + 1
         every = torch.arange(self.n_items, device=users.device)
-        return torch.cat([users @ self.item_vectors(item_ids).T for item_ids in every.split(n_items)], dim=1)
+        scores = torch.cat([users @ self.item_vectors(item_ids).T for item_ids in every.split(n_items)], dim=1)
+        pairs = self.pair_scores(interaction)
+        return scores if pairs is None else pairs.add_to(scores)
 
     def predict(self, interaction: Interaction) -> Tensor:
         """Score of the row's own candidate item: shape (B,)."""
         item_ids, place = torch.unique(interaction[self.ITEM_ID], return_inverse=True)
-        return (self.user_vectors(interaction) * self.item_vectors(item_ids)[place]).sum(dim=1)
+        scores = (self.user_vectors(interaction) * self.item_vectors(item_ids)[place]).sum(dim=1)
+        pairs = self.pair_scores(interaction)
+        if pairs is None:
+            return scores
+        every_row = torch.arange(len(scores), device=scores.device)
+        return scores + pairs.at(every_row, interaction[self.ITEM_ID], self.n_items)
 
     def train(self, mode: bool = True) -> PAD:
         """Switch between training and evaluation; either way item vectors kept for scoring are dropped."""
@@ -225,24 +281,39 @@ class PAD(SequentialRecommender):
 
     def _vectors(self, item_ids: Tensor | None) -> list[Tensor]:
         with self._precision():
-            vectors = [self._expert(name).items(item_ids) for name in self._members(self.phase)]
+            vectors = [expert.items(item_ids) for _, expert in self._with_vectors()]
         return [vector.float() for vector in vectors]
 
     def _precision(self) -> AbstractContextManager[Any]:
         return computing_in(self.settings.precision, self.catalogue.bins.device)
 
     def _fold(self, vectors: list[Tensor], item_ids: Tensor | None) -> Tensor:
-        if len(vectors) == 1:
+        if not self._is_gated:
             return vectors[0]
         weights = self.gate_weights(item_ids)
-        return torch.cat([weights[:, k, None] * vector for k, vector in enumerate(vectors)], dim=1)
+        columns = [column for column, _ in self._with_vectors()]
+        return torch.cat([weights[:, k, None] * vector for k, vector in zip(columns, vectors, strict=True)], dim=1)
+
+    def _weighted(self, states: list[Tensor], newest: Tensor) -> Tensor:
+        """Folded user states: (M, d_k) each and the newest items (M,) -> (M, w)."""
+        if not self._is_gated:
+            return states[0]
+        weights = self.user_weights(newest)
+        columns = [column for column, _ in self._with_vectors()]
+        return torch.cat([weights[:, k, None] * state for k, state in zip(columns, states, strict=True)], dim=1)
+
+    def user_weights(self, newest: Tensor) -> Tensor:
+        """Weights of the configured experts for users with these newest items: (M,) -> (M, E)."""
+        weights: Tensor = self.gate.users(self.catalogue.log_frequency[newest])
+        return weights
 
     def gate_weights(self, item_ids: Tensor | None = None) -> Tensor:
         """Weights of the configured experts for the items, or for all: shape (n, E)."""
         bins, log_frequency = self.catalogue.bins, self.catalogue.log_frequency
         if item_ids is not None:
             bins, log_frequency = bins[item_ids], log_frequency[item_ids]
-        return self.gate(bins, log_frequency)
+        weights: Tensor = self.gate.items(bins, log_frequency)
+        return weights
 
     # --- training ---------------------------------------------------------------------------------------------------
 
@@ -292,7 +363,7 @@ class PAD(SequentialRecommender):
                 states.append(positions.states(self._expert(name).backbone, tables[-1], item_seq))
         if self._separate:
             return [step(own, table) for own, table in zip(states, tables, strict=True)]
-        return [step(torch.cat(states, dim=1), self._fold(tables, items.item_ids))]
+        return [step(self._weighted(states, positions.newest()), self._fold(tables, items.item_ids))]
 
     def _alignment_rows(
         self, interaction: Interaction, positions: Positions, negatives: Tensor | None

@@ -46,6 +46,12 @@ class Positions:
     target: Tensor
     target_user: Tensor
 
+    def newest(self) -> Tensor:
+        """The item that each target follows, shape (M,)."""
+        if self.is_position is None:
+            return self.item_seq.gather(1, self.item_seq_len[:, None] - 1)[:, 0]
+        return self.item_seq[self.is_position]
+
     def states(self, encoder: Encoder, table: Tensor, item_seq: Tensor) -> Tensor:
         """The user states that have a target, shape (M, d); `item_seq` holds rows of `table`."""
         if self.is_position is None:

@@ -1,4 +1,7 @@
-"""The frequency gate: how much each expert's score counts for an item, by how often the item was seen in training."""
+"""The frequency gate: how much each expert's score counts, by how often the item was seen in training.
+
+And, not published, by how often the newest item of the user's history was.
+"""
 
 from __future__ import annotations
 
@@ -125,6 +128,57 @@ class LogFrequencyGate(nn.Module):
         return self.norm(self.level + log_frequency[..., None] * self.slope)
 
 
+class NewestItemGate(nn.Module):
+    """A weight per expert for a user, by how frequent the newest item of the history is.
+
+    An ID expert knows little of a user whose newest item it hardly saw; an expert that reads text loses nothing. The
+    weight multiplies the expert's user state, so that a score stays an inner product.
+
+    Args:
+        n_experts: E.
+
+    Attributes:
+        slope: shape (E,), starts at 0, where every weight is 1.
+
+    Source: ours; docs/decisions.md, "Gate".
+    """
+
+    def __init__(self, n_experts: int) -> None:
+        super().__init__()
+        self.slope = nn.Parameter(torch.zeros(n_experts))
+
+    def forward(self, log_frequency: Tensor) -> Tensor:
+        """softplus(log(e - 1) + slope * log frequency): standardised log frequency (B,) -> weights > 0, (B, E)."""
+        return F.softplus(_SOFTPLUS_1 + log_frequency[:, None] * self.slope)
+
+
+class EveryUserAlike(nn.Module):
+    """The published gate does not look at the user: weight 1 for every expert; arguments as `NewestItemGate`."""
+
+    def __init__(self, n_experts: int) -> None:
+        super().__init__()
+        self.n_experts = n_experts
+
+    def forward(self, log_frequency: Tensor) -> Tensor:
+        """(B,) -> ones, (B, E)."""
+        return log_frequency.new_ones(len(log_frequency), self.n_experts)
+
+
+class Gate(nn.Module):
+    """The weight of an expert for an item, times its weight for a user.
+
+    Args:
+        items: a gate of `GATES`.
+        users: a gate of `USER_GATES`.
+    """
+
+    def __init__(self, items: nn.Module, users: nn.Module) -> None:
+        super().__init__()
+        self.items, self.users = items, users
+
+
+_SOFTPLUS_1 = math.log(math.e - 1)  # softplus of it is 1
+USER_GATES: dict[str, type[NewestItemGate] | type[EveryUserAlike]] = {"newest": NewestItemGate, "none": EveryUserAlike}
 GATES: dict[str, type[FrequencyGate] | type[LogFrequencyGate]] = {
     "bins": FrequencyGate,
     "log_frequency": LogFrequencyGate,

@@ -154,7 +154,8 @@ def test_an_alignment_of_no_epochs_changes_nothing(finished: Callable[..., Any])
 
 
 def test_alignment_brings_the_distributions_together(finished: Callable[..., Any]):
-    changes = {"align.mmd_weight": 50.0, "align.anchor_weight": 0.0, "align.epochs": 20, "align.stopping_step": 99}
+    """The weights of the last epoch: by validation, which alignment alone does not serve, an early one may be best."""
+    changes = {"align.mmd_weight": 50.0, "align.anchor_weight": 0.0, "align.epochs": 20, "align.eval_step": 0}
     mmd = diagnostics_of(finished(phases=["pretrain", "align"], **changes)[0])["align"]["mmd"]
     assert mmd["after"]["gaussian"] < mmd["before"]["gaussian"]
 
@@ -162,8 +163,8 @@ def test_alignment_brings_the_distributions_together(finished: Callable[..., Any
 def test_the_gate_by_bins_is_the_gates_own(finished: Callable[..., Any], prepared: Any):
     report, folder = finished(gate_form="bins", gate_norm="softmax")
     gate = diagnostics_of(report)["finetune"]["gate"]
-    logits = checkpoint.load(folder / "finetune.pth")["modules"]["gate"]["logits"]
-    assert gate["experts"] == ["rec", "align", "llm", "match"]
+    logits = checkpoint.load(folder / "finetune.pth")["modules"]["gate"]["items.logits"]
+    assert gate["experts"] == ["rec", "align", "llm", "match", "markov"]
     for number, mean in gate["bins"].items():
         assert mean == pytest.approx(logits[int(number)].softmax(0).tolist(), abs=1e-6)
         assert gate["shares"][number] == pytest.approx(mean, abs=1e-6)

@@ -165,6 +165,7 @@ LOSSES = {
     "align.loss": "bce",
     "mmd_rows": "all",
     "expert_loss": "joint",
+    "experts": ["rec", "align", "llm", "match"],
     "gate_fit": "train",
     "retrain_experts": True,
 }

@@ -18,7 +18,7 @@ LADDER: list[set[str]] = [
     {"files", "registry", "phases", "keys", "patching", "seeding", "distributed", "launch", "budget"},
     {"process_group"},
     {"compat"},
-    {"nn", "backbones"},
+    {"nn", "backbones", "averaging"},
     {"config"},
     {"data", "checkpoint", "optimizers"},
     {"model", "evaluation", "baselines"},
@@ -31,7 +31,17 @@ LADDER: list[set[str]] = [
     {"__main__"},
 ]
 RUNG = {name: height for height, names in enumerate(LADDER) for name in names}
-WITHOUT_RECBOLE = {"dataset_prep", "errors", "registry", "phases", "seeding", "nn", "backbones", "evaluation"}
+WITHOUT_RECBOLE = {
+    "dataset_prep",
+    "errors",
+    "registry",
+    "phases",
+    "seeding",
+    "nn",
+    "backbones",
+    "averaging",
+    "evaluation",
+}
 # Packages outside the standard library that a part may use; parts not listed are free.
 ALLOWED = {
     "errors": set(),
@@ -39,6 +49,7 @@ ALLOWED = {
     "phases": set(),
     "nn": {"torch", "numpy"},
     "backbones": {"torch"},
+    "averaging": {"torch"},
     "seeding": {"torch", "numpy"},
     "evaluation": {"torch", "numpy", "scipy"},
     "files": set(),

@@ -24,7 +24,9 @@ THEIRS = {f"{ours}@{k}": theirs @ k for k in KS for ours, theirs in (("hit", Suc
 def test_metrics_of_full_ranking_are_those_of_another_program(
     dataset: str, model: str, protocol: str, prepared: Callable[..., Any]
 ):
-    config, whole, train, valid, test = prepared(model, dataset)
+    knows_the_ring = model == "PAD" and dataset == "chain"  # then every target would be first
+    changes = {"experts": ["rec", "align", "llm", "match"]} if knows_the_ring else {}
+    config, whole, train, valid, test = prepared(model, dataset, **changes)
     network = get_model(model)(config, train._dataset).eval()
     trainer = get_trainer(config["MODEL_TYPE"], model)(config, network)
     split = config["eval_args"]["split"]

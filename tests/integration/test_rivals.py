@@ -50,7 +50,7 @@ def test_two_epochs_lower_the_loss_and_the_saved_model_scores_the_same(name: str
 @pytest.mark.parametrize("name", NAMES)
 def test_the_ring_is_learned(name: str, asked: Callable[..., Any]):
     """Item k is always followed by k + 1: ids say so, and so do the numbers in the titles."""
-    changes = {"epochs": 30, "stopping_step": 30, "hidden_dropout_prob": 0.1, "eval_step": 10}
+    changes = {"epochs": 30, "stopping_step": 30, "hidden_dropout_prob": 0.1, "eval_step": 10, "weight_average": 0.9}
     result = run_recbole(name, "chain", config_dict=asked(**changes), saved=False)
     assert result["best_valid_result"]["hit@5"] > 0.9
 

@@ -18,6 +18,11 @@ def gate_weights(logits: Sequence[float], norm: str) -> list[float]:
     return [value / sum(values) for value in values]
 
 
+def user_weights(slopes: Sequence[float], log_frequency: float) -> list[float]:
+    """g_k of a user whose newest item has this standardised log frequency: 1 where the slope is 0."""
+    return [math.log1p((math.e - 1) * math.exp(slope * log_frequency)) for slope in slopes]
+
+
 def log_frequencies(counts: Sequence[int]) -> list[float]:
     """log(1 + count), less the mean, over the standard deviation of all items; counts[0] is padding."""
     logs = [math.log(1 + count) for count in counts]

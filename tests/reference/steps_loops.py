@@ -128,7 +128,7 @@ class Reference:
         """sigma(a_k) / sum_j sigma(a_j); 1 for one expert."""
         if len(experts) == 1:
             return [1.0]
-        gates = [torch.sigmoid(a) for a in self.p["gate.logits"][self.bins[item]]]
+        gates = [torch.sigmoid(a) for a in self.p["gate.items.logits"][self.bins[item]]]
         return [gate / sum(gates) for gate in gates]
 
     def score(self, experts: Sequence[str], states: Sequence[Tensor], item: int) -> Tensor:

@@ -98,9 +98,9 @@ def test_a_gate_that_is_not_fitted_keeps_its_start_values(start: Any, build: Bui
     run = build(
         gate_fit="none", gate_form="bins", gate_norm="softmax", gate_start=start, experts=["rec", "align", "llm"]
     )
-    before = run.model.gate.logits.detach().clone()
+    before = run.model.gate.items.logits.detach().clone()
     fitted(run)
-    assert torch.equal(run.model.gate.logits, before)
+    assert torch.equal(run.model.gate.items.logits, before)
 
 
 def test_experts_are_taken_over_from_a_file_and_the_gate_is_not(build: Build, tmp_path: Any):

@@ -223,9 +223,11 @@ ALL = ["pretrain", "align", "finetune"]
         ({"mask_history": False}, ALL),
         ({"bucket_by_length": False}, ALL),
         ({"pretrain.learning_rate": 0.02}, ALL),
+        ({"weight_average": 0.99}, ALL),
         # what alignment reads first
         ({"mmd_weight": 0.3}, ["align", "finetune"]),
         ({"anchor_weight": 0.5}, ["align", "finetune"]),
+        ({"align_start": "random"}, ["align", "finetune"]),
         ({"adapter_layers": 1}, ["align", "finetune"]),
         ({"fusion": "add"}, ["align", "finetune"]),
         ({"text_transform": "none"}, ["align", "finetune"]),
@@ -238,9 +240,11 @@ ALL = ["pretrain", "align", "finetune"]
         ({"gate_learning_rate": 0.5}, ["finetune"]),
         ({"gate_norm": "sigmoid"}, ["finetune"]),
         ({"gate_fit": "none"}, ["finetune"]),
-        ({"gate_fit": "train", "expert_loss": "joint"}, ["finetune"]),
         ({"n_bins": 4}, ["finetune"]),
         ({"experts": ["rec", "llm"]}, ["finetune"]),
+        ({"gate_users": "none"}, ["finetune"]),
+        ({"markov_decay": 0.5}, ["finetune"]),
+        ({"finetune.weight_average": 0}, ["finetune"]),
         ({"finetune.learning_rate": 0.02}, ["finetune"]),
         # where and how a run happens
         ({"checkpoint_dir": "elsewhere", "show_progress": True, "state": "INFO"}, []),
@@ -255,6 +259,12 @@ def test_a_fingerprint_changes_in_the_phases_that_read_a_setting(
     changes: dict[str, Any], expected: list[str], prints: Callable[..., Any]
 ):
     assert changed(prints(), prints(**changes)) == expected
+
+
+def test_what_the_joint_loss_changes_is_read_in_the_last_phase(prints: Callable[..., Any]):
+    experts = ["rec", "align", "llm", "match"]
+    changes = {"gate_fit": "train", "expert_loss": "joint"}
+    assert changed(prints(experts=experts), prints(experts=experts, **changes)) == ["finetune"]
 
 
 def test_phases_have_different_fingerprints_of_16_hex_digits(prints: Callable[..., Any]):

@@ -169,10 +169,22 @@ def test_a_count_must_be_a_whole_number(config, key: str):
         ({"gate_start": {"rec": [1, "x"]}}, "gate_start: .* is neither"),
         ({"gate_start": "eqaul"}, "gate_start: 'eqaul' is neither"),
         ({"mmd_bandwidths": []}, "mmd_bandwidths: .* at least one"),
+        ({"expert_loss": "joint"}, "experts: markov has no vectors.* joint loss .*leave markov out"),
+        ({"experts": ["rec", "markov"], "expert_loss": "joint"}, "experts: markov has no vectors"),
+        ({"experts": ["markov"]}, "experts: markov has no vectors, so it cannot be alone"),
+        ({"gate_users": "newst"}, r"gate_users: 'newst' .*\(did you mean 'newest'\?\)"),
+        ({"align_start": "pretrian"}, r"align_start: 'pretrian' .*\(did you mean 'pretrain'\?\)"),
+        ({"weight_average": 1}, r"weight_average: 1 is not a number in \[0, 0.999999\]"),
+        ({"markov_decay": 1.1}, r"markov_decay: 1.1 is not a number in \[0, 1\]"),
     ],
 )
 def test_what_cannot_run_is_refused_before_it_starts(config, changes: dict[str, Any], message: str):
     assert re.search(message, refusal(config, **changes))
+
+
+def test_the_markov_expert_beside_one_with_vectors_and_the_joint_loss_without_it_are_allowed(config):
+    assert PADConfig.read(config(experts=["rec", "markov"])).experts == ["rec", "markov"]
+    assert PADConfig.read(config(experts=["rec", "match"], expert_loss="joint")).expert_loss == "joint"
 
 
 def test_a_bad_value_of_one_phase_is_refused_naming_the_key(config):

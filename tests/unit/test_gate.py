@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recbole_pad.errors import InputError
-from recbole_pad.nn.gate import GATE_NORMS, FrequencyGate, LogFrequencyGate
+from recbole_pad.nn.gate import GATE_NORMS, USER_GATES, FrequencyGate, Gate, LogFrequencyGate, NewestItemGate
+from tests.reference import scores_loops
 
 EXPERTS = ("rec", "align", "llm")
 PUBLISHED = {"rec": (1, 0), "align": (-4, -5), "llm": (0, 1)}
@@ -122,3 +123,39 @@ def test_bad_settings_are_refused():
         FrequencyGate(3, EXPERTS, "sigmoid", "equals")
     with pytest.raises(InputError, match="at least one"):
         FrequencyGate(0, EXPERTS, "sigmoid", "equal")
+
+
+def test_user_weights_by_hand():
+    """softplus(log(e - 1) + slope * z): 1 at the start, and always where the newest item is of mean frequency."""
+    gate = NewestItemGate(3)
+    log_frequency = torch.tensor([1.0, 0.0, -2.0])
+    assert gate(log_frequency).flatten().tolist() == pytest.approx([1.0] * 9)
+    with torch.no_grad():
+        gate.slope.copy_(torch.tensor([1.0, -0.5, 0.0]))
+    weights = gate(log_frequency)
+    assert weights.shape == (3, 3)
+    assert weights[0].tolist() == pytest.approx([1.7353, 0.7140, 1.0], abs=1e-4)
+    assert weights[1].tolist() == pytest.approx([1.0, 1.0, 1.0])
+    assert weights[2].tolist() == pytest.approx([0.2091, 1.7353, 1.0], abs=1e-4)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    slopes=st.lists(st.floats(-20, 20, width=32), min_size=1, max_size=5),
+    frequencies=st.lists(st.floats(-4, 4, width=32), min_size=1, max_size=4),
+)
+def test_user_weights_are_positive_and_those_of_the_loops(slopes: list[float], frequencies: list[float]):
+    gate = NewestItemGate(len(slopes)).double()
+    gate.slope.data = torch.tensor(slopes, dtype=torch.float64)
+    weights = gate(torch.tensor(frequencies, dtype=torch.float64))
+    for row, frequency in zip(weights.tolist(), frequencies, strict=True):
+        assert row == pytest.approx(scores_loops.user_weights(slopes, frequency), rel=1e-6, abs=1e-30)
+        assert all(weight > 0 for weight in row)
+
+
+def test_the_published_gate_gives_every_user_the_weight_1_and_learns_nothing_of_users():
+    gate = Gate(FrequencyGate(4, EXPERTS, "sigmoid", PUBLISHED), USER_GATES["none"](3))
+    assert gate.users(torch.tensor([3.0, -1.0])).tolist() == [[1.0] * 3] * 2
+    assert [name for name, _ in gate.named_parameters()] == ["items.logits"]
+    both = Gate(FrequencyGate(4, EXPERTS, "sigmoid", PUBLISHED), USER_GATES["newest"](3))
+    assert [name for name, _ in both.named_parameters()] == ["items.logits", "users.slope"]

@@ -11,13 +11,13 @@ from recbole_pad.model import gate_fit
 from recbole_pad.model.gate_fit import (
     Candidates,
     HeldOutRows,
-    ItemsOfRows,
     _mask,
     _scores,
     _smooth_ndcg,
     fit_gate,
     held_out_rows,
 )
+from recbole_pad.nn.ragged import Ragged
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def test_fitting_changes_the_gate_and_nothing_else(model: tuple[Any, Any]):
     before = {name: value.clone() for name, value in network.state_dict().items()}
     fit_gate(network, loader, torch.ones(network.n_items), seed=1)
     moved = {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
-    assert moved == {"gate.level", "gate.slope"}
+    assert moved == {"gate.items.level", "gate.items.slope", "gate.users.slope"}
 
 
 def test_fitting_is_the_same_for_the_same_seed(model: tuple[Any, Any]):
@@ -83,6 +83,48 @@ def test_the_expert_that_knows_the_answers_gains_weight_on_every_item(model: tup
     network.gate.load_state_dict(start)
     llm_knows = weights_when("llm", network, loader)
     assert (rec_knows[:, rec] / rec_knows[:, llm] > llm_knows[:, rec] / llm_knows[:, llm]).all()
+
+
+@pytest.mark.parametrize("knowing", ["rec", "llm"])
+@pytest.mark.parametrize("frequent", [True, False])
+def test_an_expert_that_is_right_for_users_of_frequent_newest_items_gains_slope(
+    model: tuple[Any, Any], knowing: str, frequent: bool
+):
+    """Right only where the newest item is frequent, or rare: elsewhere, as all other experts, it guesses."""
+    network, loader = model
+    tables = network.expert_vectors(torch.arange(network.n_items))
+    expert = list(network.settings.experts).index(knowing)
+    generator = torch.Generator().manual_seed(5)
+    answers = {}
+    for interaction, _, _, target in loader:
+        is_frequent = network.catalogue.log_frequency[network.newest_items(interaction)] > 0
+        assert 0 < int(is_frequent.sum()) < len(target)
+        for user, item, knows in zip(
+            interaction["user_id"].tolist(), target.tolist(), is_frequent == frequent, strict=True
+        ):
+            answers[user] = item if knows else None
+
+    def states(interaction: Any) -> list[torch.Tensor]:
+        users = interaction["user_id"].tolist()
+        made_up = [torch.randn(len(users), table.size(1), generator=generator) for table in tables]
+        for row, user in enumerate(users):
+            if answers[user] is not None:
+                made_up[expert][row] = tables[expert][answers[user]] * 100
+        return made_up
+
+    network.expert_states = states
+    fit_gate(network, loader, torch.ones(network.n_items), seed=1)
+    slopes = network.gate.users.slope.tolist()
+    own, others = slopes[expert], [slope for place, slope in enumerate(slopes) if place != expert]
+    assert own > max(0, *others) if frequent else own < min(0, *others)
+
+
+def test_a_gate_that_treats_users_alike_is_fitted_without_them(prepared: Callable[..., Any]):
+    config, _, train_data, valid_data, _ = prepared(gate_users="none", mask_history=True)
+    network = get_model("PAD")(config, train_data._dataset).eval()
+    fit_gate(network, valid_data, torch.ones(network.n_items), seed=1)
+    assert set(network.gate.state_dict()) == {"items.level", "items.slope"}
+    assert (network.user_weights(torch.arange(1, 5)) == 1).all()
 
 
 def test_rows_whose_target_is_masked_are_left_out(model: tuple[Any, Any]):
@@ -135,11 +177,18 @@ def test_the_mask_says_which_candidates_are_in_the_rows_history(masked, items, d
     batch = data.draw(st.lists(st.integers(0, len(masked) - 1), max_size=6))
     pairs = [(row, item) for row, own in enumerate(masked) for item in own]
     row, item = (torch.tensor([pair[k] for pair in pairs], dtype=torch.long) for k in (0, 1))
-    of_rows = ItemsOfRows.from_pairs(row, item, len(masked))
-    rows = HeldOutRows([], torch.ones(len(masked), dtype=torch.long), of_rows)
+    of_rows = Ragged.from_pairs(row, item, len(masked))
+    nothing = torch.ones(len(masked), dtype=torch.long)
+    rows = HeldOutRows([], [], nothing, nothing, of_rows)
     candidates = sorted(items)
     mask = _mask(rows, torch.tensor(batch, dtype=torch.long), torch.tensor(candidates))
     assert mask.tolist() == [[item in masked[row] for item in candidates] for row in batch]
+
+
+def _ranked(history: Any, _: Any, target: torch.Tensor) -> list[int]:
+    """Rows of a batch whose target is not masked."""
+    masked = set(zip(history[0].tolist(), history[1].tolist(), strict=True))
+    return [row for row, item in enumerate(target.tolist()) if (row, item) not in masked]
 
 
 @pytest.mark.parametrize("limit", [20_000, 9])
@@ -151,9 +200,11 @@ def test_scores_of_a_batch_are_the_models_own(model: tuple[Any, Any], limit: int
     candidates = Candidates.draw(network, rows.target, torch.Generator().manual_seed(1))
     batch = torch.tensor([4, 0, 7])
     with torch.no_grad():
+        for parameter in network.gate.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2)))
+        network.eval()  # drops the vectors that were folded with the old weights
         scores, place = _scores(network, candidates, rows, batch)
-        states = torch.cat([state[batch] for state in rows.states], dim=1)
-        every = states @ network.item_vectors().T
+        every = torch.cat([network.full_sort_predict(own)[_ranked(*others)] for own, *others in loader])[batch]
     wanted = set(candidates.sample.tolist()) | set(rows.target[batch].tolist())
     assert len(candidates.sample) == min(limit, network.n_items - 1)
     assert scores.shape == (3, len(wanted))

@@ -23,7 +23,9 @@ PHASES = ["pretrain", "align", "finetune"]
 NO_DROPOUT = dict.fromkeys(("hidden_dropout_prob", "attn_dropout_prob", "dropout_prob", "sess_dropout", "item_dropout"), 0.0)  # fmt: skip # noqa: E501
 NO_DROPOUT |= {"dropout_probs": [0.0, 0.0], "adapter_dropout": 0.0, "fusion_dropout": 0.0, "id_dropout": 0.0}
 BFLOAT16 = 2e-2  # relative, of losses and scores; bfloat16 has 8 bits
-GRADIENT = 0.2  # relative, of the norm of a parameter's gradient: roundings of all layers add up
+GRADIENT = 0.15  # relative, of the norm of a parameter's gradient: roundings of all layers add up
+# ... which of saturated attention is the small difference of large numbers: at least this share of the largest gradient
+LEAST = 1e-3
 Build = Callable[..., tuple[PAD, Any, Any]]
 
 
@@ -73,7 +75,8 @@ def scores(model: PAD, phase: str, batch: Any) -> Tensor:
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"loss": "bce", "expert_loss": "joint", "adapter_layers": 2, "adapter_activation": "gelu"},
+    [{}, {"loss": "bce", "expert_loss": "joint", "experts": ["rec", "align", "llm", "match"], "adapter_layers": 2,
+          "adapter_activation": "gelu"},
      {"loss": "sampled_softmax", "n_negatives": 9}, {"backbone": "GRU4Rec"}, {"backbone": "BERT4Rec"}],
     ids=str,
 )  # fmt: skip
@@ -87,10 +90,11 @@ def test_bfloat16_is_float32_within_its_eight_bits(build: Build, changes: dict[s
         torch.testing.assert_close(got, expected, rtol=BFLOAT16, atol=1e-3)
         assert not torch.equal(got, expected)  # it was computed in another precision
         assert gradients.keys() == rounded.keys()
+        least = LEAST * max(gradient.norm().item() for gradient in gradients.values())
         for name, gradient in gradients.items():
             assert rounded[name].dtype == torch.float32
             assert rounded[name].isfinite().all()
-            error = (rounded[name] - gradient).norm() / gradient.norm().clamp(min=1e-3)
+            error = (rounded[name] - gradient).norm() / gradient.norm().clamp(min=least)
             assert error < GRADIENT, name
         all_scores = scores(plain, phase, test)
         own_scores = scores(short, phase, test)
@@ -106,7 +110,8 @@ def test_bfloat16_scores_are_multiplied_and_ranked_in_float32(build: Build):
     got = scores(model, "finetune", test)
     assert (got != got.bfloat16().float()).float().mean() > 0.9
     with torch.no_grad():
-        assert torch.equal(model.user_vectors(test) @ model.item_vectors().T, got)
+        products = model.user_vectors(test) @ model.item_vectors().T
+        assert torch.equal(model.pair_scores(test).add_to(products), got)
 
 
 def test_bfloat16_leaves_parameters_optimizer_and_the_mmd_in_float32(build: Build, prepared, monkeypatch):

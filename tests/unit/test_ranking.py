@@ -16,6 +16,7 @@ from torch import Tensor
 from recbole_pad.evaluation import ranking
 from recbole_pad.evaluation.ranking import Items, rank_and_top_k, rank_targets, top_k
 from recbole_pad.evaluation.ranks import target_ranks
+from recbole_pad.nn.score_pairs import ScorePairs
 from tests.reference import ranks_loops
 
 BLOCKS = [(1, 1), (2, 3), (3, 1000), (1000, 1000), (2, 100)]  # (users, scores) of a block at most
@@ -113,17 +114,41 @@ def test_a_target_score_foretold_wrongly_is_counted_again(block: tuple[int, int]
     users, items, target, history = random_case(9, 50, 8, n_copies=20)
     users, items = users.mul(4).round(), items.mul(4).round()  # exact products
     expected = target_ranks(users @ items.T, target, *history)
-    right = ranking._target_scores
+    right = ranking._Scores.of_targets
 
-    def off_by_a_bit(users: Tensor, *arguments: object) -> Tensor:
-        scores = right(users, *arguments)
+    def off_by_a_bit(self: object, *arguments: object) -> Tensor:
+        scores = right(self, *arguments)
         scores[:2] = torch.nextafter(scores[:2], torch.tensor(math.inf))
         return scores
 
-    monkeypatch.setattr(ranking, "_target_scores", off_by_a_bit)
+    monkeypatch.setattr(ranking._Scores, "of_targets", off_by_a_bit)
     with blocks_of(*block):
         found = rank_targets(users, Items.of_table(items), target, (history[0], history[1]))
         both, _ = rank_and_top_k(users, Items.of_table(items), target, 3, (history[0], history[1]))
+    for one, two, three in zip(found, both, expected, strict=True):
+        assert torch.equal(one, three)
+        assert torch.equal(two, three)
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_extra_scores_of_a_few_pairs_count_as_if_they_stood_in_the_matrix(block: tuple[int, int]):
+    users, items, target, history = random_case(40, 60, 8)
+    users, items = users.mul(4).round(), items.mul(4).round()  # exact products
+    extra = ScorePairs.summed(
+        torch.randint(40, (300,)), torch.randint(1, 60, (300,)), torch.randint(-9, 9, (300,)).float(), 60
+    )
+    scores = users @ items.T
+    for row, item, value in zip(extra.rows.tolist(), extra.items.tolist(), extra.values.tolist(), strict=True):
+        scores[row, item] += value
+    expected = target_ranks(scores, target, *history)
+    scores[:, 0] = -math.inf
+    scores[history[0], history[1]] = -math.inf
+    pairs = (history[0], history[1])
+    with blocks_of(*block):
+        found = rank_targets(users, Items.of_table(items), target, pairs, extra=extra)
+        both, _ = rank_and_top_k(users, Items.of_table(items), target, 3, pairs, extra=extra)
+        best, _ = top_k(users, Items.of_table(items), 5, pairs, extra=extra)
+    assert torch.equal(best, scores.topk(5).values)
     for one, two, three in zip(found, both, expected, strict=True):
         assert torch.equal(one, three)
         assert torch.equal(two, three)

@@ -27,6 +27,8 @@ OWN_PARTS = {
     "align": ["experts.align."],
     "finetune": ["experts.rec.", "experts.align.", "experts.llm.", "gate."],
 }
+# The gate learned with the experts, from the loss of the mixture, which cannot contain the Markov expert.
+LEARNED_GATE = {"gate_fit": "train", "expert_loss": "joint", "experts": ["rec", "align", "llm", "match"]}
 
 Build = Callable[..., SimpleNamespace]
 
@@ -86,7 +88,7 @@ def test_a_phase_moves_its_own_parameters_and_no_others(phase: str, build: Build
 def test_the_best_weights_are_in_the_model_after_fit(
     phase: str, in_folder: bool, build: Build, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
-    run = build(epochs=4, stopping_step=9, gate_fit="train", expert_loss="joint")
+    run = build(epochs=4, stopping_step=9, **LEARNED_GATE)
     force_scores(monkeypatch, [0.1, 0.5, 0.3, 0.2])
     epochs: list[dict[str, torch.Tensor]] = []
     trainer = PHASE_TRAINERS[phase](run.config, run.model, RunFolder(tmp_path / "run") if in_folder else None)
@@ -312,7 +314,7 @@ def test_without_wandb_nothing_is_imported_of_it(build: Build, monkeypatch: pyte
 def test_a_gate_fitted_on_validation_data_leaves_the_experts_as_they_are(saved: bool, build: Build):
     ends = {}
     for fit in ("train", "valid"):
-        run = build(gate_fit=fit, expert_loss="joint", gate_learning_rate=0.0)
+        run = build(**{**LEARNED_GATE, "gate_fit": fit}, gate_learning_rate=0.0)
         trainer = PADTrainer(run.config, run.model)
         trainer.fit(run.train, run.valid, saved=saved)
         trainer.enter_phase("finetune")
@@ -339,7 +341,7 @@ def test_each_phase_can_be_entered_again_with_its_best_weights(saved: bool, buil
 
 def test_the_best_weights_pass_on_to_the_next_phase(build: Build, monkeypatch: pytest.MonkeyPatch):
     """Pre-training is best at epoch 0 of 3; alignment starts from those ID vectors and that encoder."""
-    run = build(epochs=3, stopping_step=9, gate_fit="train", expert_loss="joint")
+    run = build(epochs=3, stopping_step=9, **LEARNED_GATE)
     force_scores(monkeypatch, [0.5, 0.2, 0.1] * 3)
     best: dict[str, torch.Tensor] = {}
 
@@ -364,7 +366,7 @@ def test_the_best_weights_pass_on_to_the_next_phase(build: Build, monkeypatch: p
 
 
 def test_the_test_result_is_that_of_the_last_phases_best_weights(build: Build, monkeypatch: pytest.MonkeyPatch):
-    run = build(epochs=3, stopping_step=9, gate_fit="train", expert_loss="joint")
+    run = build(epochs=3, stopping_step=9, **LEARNED_GATE)
     force_scores(monkeypatch, [0.5, 0.2, 0.1] * 3)
     results: list[dict[str, float]] = []
 

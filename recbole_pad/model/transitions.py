@@ -1,0 +1,80 @@
+"""The Markov expert: which items followed the history's items in training; nothing trained, item pairs only.
+
+An encoder's state has a few dozen numbers and cannot hold by heart which item follows which; a table of the observed
+pairs can. It scores only items that followed one of the history's, so its part of the score is a short list of
+(item, value) beside the inner product. Source: ours, after the Markov chain baselines (FPMC's first term, Rendle et
+al. 2010) and item-to-item cosine (Sarwar et al. 2001); docs/decisions.md, "Markov expert".
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from torch import Tensor, nn
+
+from recbole_pad.data.histories import Histories
+from recbole_pad.nn.ragged import Ragged
+from recbole_pad.nn.score_pairs import ScorePairs
+
+_WINDOW = 3  # how many later items count as following
+_WINDOW_DECAY = 0.5  # weight ratio of neighbouring distances
+_SCALE = 40.0  # of the size of the trained experts' scores, so that the gate starts fair
+
+
+class Transitions(nn.Module):
+    """score(u, i) = sum_j decay^j T[j-th last item, i].
+
+    T[a, b] is how often b followed a in training, up to three items later (1, 1/2, 1/4), divided by the root of both
+    items' train counts.
+
+    Args:
+        train: each user's training interactions, in time order.
+        n_items: V, padding included.
+        decay: weight ratio of neighbouring items of the history, in [0, 1].
+    """
+
+    offsets: Tensor
+    items: Tensor
+    values: Tensor
+    is_trained = False
+
+    def __init__(self, train: Histories, n_items: int, decay: float) -> None:
+        super().__init__()
+        table = transition_cosines(train, n_items)
+        self.n_items = n_items
+        self.decay = decay
+        self.register_buffer("offsets", torch.from_numpy(table.indptr.astype(np.int64)), persistent=False)
+        self.register_buffer("items", torch.from_numpy(table.indices.astype(np.int64)), persistent=False)
+        self.register_buffer("values", torch.from_numpy(_SCALE * table.data).float(), persistent=False)
+
+    def forward(self, item_seq: Tensor, item_seq_len: Tensor) -> ScorePairs:
+        """Scores of the items that followed one of the history's: item_seq (B, N) right-padded, item_seq_len (B,)."""
+        distance = item_seq_len[:, None] - 1 - torch.arange(item_seq.size(1), device=item_seq.device)
+        rows, columns = (distance >= 0).nonzero(as_tuple=True)
+        weights = torch.pow(self.decay, distance[rows, columns].to(self.values.dtype))
+        place, entry = Ragged(self.offsets, self.items).entries(item_seq[rows, columns])
+        return ScorePairs.summed(rows[place], self.items[entry], weights[place] * self.values[entry], self.n_items)
+
+
+def transition_cosines(train: Histories, n_items: int) -> sp.csr_matrix:
+    """T[a, b]: how often b follows a in training, by distance, over the root of both train counts.
+
+    Args:
+        train: each user's training interactions, in time order.
+        n_items: V, padding included.
+
+    Returns:
+        Sparse float64, shape (V, V), column indices sorted; row and column 0 are empty.
+    """
+    users = np.repeat(np.arange(len(train.lengths)), train.lengths)
+    table = sp.csr_matrix((n_items, n_items))
+    for distance in range(1, _WINDOW + 1):
+        same = users[distance:] == users[:-distance]
+        before, after = train.items[:-distance][same], train.items[distance:][same]
+        weight = _WINDOW_DECAY ** (distance - 1)
+        table = table + sp.csr_matrix((np.full(len(before), weight), (before, after)), shape=(n_items, n_items))
+    root = sp.diags(1 / np.sqrt(np.maximum(np.bincount(train.items, minlength=n_items), 1)))
+    cosines = sp.csr_matrix(root @ table @ root)
+    cosines.sort_indices()
+    return cosines
