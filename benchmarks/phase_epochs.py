@@ -5,7 +5,7 @@
 The row of each phase: d 128, 5 blocks, 2 heads, N 20, 128 users a step, one negative, text width 384, and the
 published choices (`properties/experiment/pad_published.yaml`). Whole epochs of the phase trainer's own loop: loader,
 forward, backward, optimizer; no validation, no checkpoints. The last phase trains all its experts, as published. Our
-own choices (linear adapter, four experts of which the last phase trains one, similar lengths in a batch) at the same
+own choices (linear adapter, five experts of which the last phase trains one, similar lengths in a batch) at the same
 sizes stand in the details. Text vectors are random (time does not depend on their values) unless a folder of encoded
 ones is given. The seconds of the published code were measured once, on the same core; this script does not run it.
 """

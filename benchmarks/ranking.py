@@ -8,7 +8,7 @@ CPU seconds on one thread, both sides in turns in one process, medians.
 Row 1: 12,871 users, 8,347 items, histories of 9 items. Ours gives the exact rank of each target with and without the
 history. `vectors`: from given user and item vectors. `evaluation`: `evaluate_split` of a PAD model; the item side is in
 it (ID tables, adapters, gate), so are batches and the metrics by group; user states are given: no encoder is in it.
-Width 64 is the ID expert alone, 576 the four experts of the last phase: 3 x 64, and the match expert's 384 of text.
+Width 64 is the ID expert alone, 576 the last phase with the four experts that have vectors: 3 x 64, and match's 384.
 Row 2: ours gives the ranks and the 20 best items of each user in one pass. The other side multiplies and keeps the 20
 best in blocks of the same size. Memory is measured first, over what the process holds with both matrices made.
 """
@@ -41,6 +41,7 @@ from recbole_pad.quick_start import _config
 
 USERS, ITEMS, HISTORY, K = 12_871, 8_347, 9, 20  # items with padding
 BATCH = 1024
+EXPERTS = ["rec", "align", "llm", "match"]
 WIDTHS = {"pretrain": 64, "finetune": 3 * 64 + 384}
 SPLIT = {"LS": "valid_and_test"}
 
@@ -91,7 +92,8 @@ def evaluation_of(phase: str, users: Tensor, target: Tensor, folder: Path) -> Ca
     dataset = synthetic.SyntheticDataset(
         ITEMS - 1, USERS, HISTORY + 2, synthetic.random_text_table(folder, ITEMS - 1, 384)
     )
-    config = synthetic.config(folder, phases=[phase], metrics=["Hit", "NDCG", "MRR"], text_transform="none")
+    settings = {"phases": [phase], "experts": EXPERTS, "metrics": ["Hit", "NDCG", "MRR"], "text_transform": "none"}
+    config = synthetic.config(folder, **settings)
     model = PAD(config, dataset)
     model.user_vectors = lambda interaction: users[interaction["user_id"] - 1]
     histories = dataset.train_histories

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from .clean import atomic_id
+from .digest import file_sha256
 from .times import float32_seconds, positions
 
 __all__ = ["InteractionCounts", "file_digest", "frequency_groups", "whole_users", "write_inter", "write_item"]
@@ -35,9 +35,7 @@ class InteractionCounts:
 
 def file_digest(path: Path) -> dict[str, Any]:
     """Name, size in bytes and sha256 of a file."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"file": path.name, "bytes": path.stat().st_size, "sha256": digest}
+    return {"file": path.name, "bytes": path.stat().st_size, "sha256": file_sha256(path)}
 
 
 def whole_users(chunks: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:

@@ -199,8 +199,12 @@ def _check_manifest(folder: Path, dataset: str, report: Report) -> None:
     file = folder / f"{dataset}.manifest.json"
     if not file.is_file():
         return
-    for entry in json.loads(file.read_text(encoding="utf-8"))["files"]:
-        path = folder / entry["file"]
+    try:
+        vouched = [(folder / entry["file"], entry) for entry in json.loads(file.read_text(encoding="utf-8"))["files"]]
+    except (ValueError, KeyError, TypeError) as error:
+        report.errors.append(f"{file}: no manifest of `prepare` ({error!r}); prepare the dataset again, or delete it")
+        return
+    for path, entry in vouched:
         if not path.is_file() or file_digest(path) != entry:
             report.errors.append(f"{path}: not the file of {file.name} (its sha256 differs); prepare the dataset again")
 

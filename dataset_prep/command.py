@@ -63,8 +63,10 @@ def add_prepare(parser: argparse.ArgumentParser) -> None:
 
 def run_prepare(known: argparse.Namespace) -> int:
     """Prepare a dataset and print what was dropped and what is there."""
-    if not re.fullmatch(r"[\w.-]+", known.name):
-        raise InputError(f"name: {known.name!r} names a folder and its files; use letters, digits, _ - and .")
+    if not re.fullmatch(r"\w[\w.-]*", known.name):
+        raise InputError(
+            f"name: {known.name!r} names a folder and its files; use letters, digits, _ - and ., but no . or - in front"
+        )
     source = _source(known)
     interactions, items = known.interactions, known.items
     if known.download is not None:
@@ -89,7 +91,8 @@ def run_prepare(known: argparse.Namespace) -> int:
         temp_dir=known.temp_dir,
     )
     print(_told(manifest))
-    print(f"files: {folder}/{known.name}.inter, .item, .manifest.json")
+    files = [*(entry["file"] for entry in manifest["files"]), f"{known.name}.manifest.json"]
+    print(f"files in {folder}: {', '.join(files)}")
     print(f"next: recbole-pad check {known.name} --data_path {known.data_path}")
     return 0
 

@@ -134,7 +134,10 @@ def _transfer(url: str, part: Path, stamp: Path) -> bool:
         request.add_header("If-Range", stamp.read_text(encoding="utf-8"))
     with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
         resumed = re.fullmatch(rf"bytes {offset}-\d+/(\d+)", response.headers.get("Content-Range", ""))
-        if response.status == 206 and resumed:
+        if response.status == 206 and not resumed:
+            stamp.unlink(missing_ok=True)  # a part, but not known to be the rest: the next attempt takes the whole file
+            return False
+        if resumed:
             total: int | None = int(resumed[1])
         else:  # the whole file: a server without ranges, or the file has changed
             length = response.headers.get("Content-Length")

@@ -24,6 +24,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from .digest import file_sha256
 from .errors import InputError
 from .shares import BATCHES_PER_SHARD, Alone, Shards, Team, encode_shared
 from .text_encoders import PerTextEncoder, TextEncoder, fill_zero_rows, package_version
@@ -33,7 +34,6 @@ __all__ = [
     "MANIFEST_FORMAT",
     "check_vectors",
     "encode_items",
-    "file_sha256",
     "read_item_texts",
     "text_digest",
     "vector_files",
@@ -258,7 +258,8 @@ def encode_items(
         out = np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(stored_as), shape=(len(items), encoded.width))
         encoded.fill(out, in_order)
         fill_zero_rows(out, in_order)
-        check_vectors(out, items, f"text_encoder {text_encoder!r}", "use another text encoder")
+        remedy = f"use {'' if stored_as == 'float32' else 'stored_as float32, or '}another text encoder"
+        check_vectors(out, items, f"text_encoder {text_encoder!r}", remedy)
         out.flush()
         manifest["vectors_sha256"] = file_sha256(path)
         manifest["items"] = items  # last: the rest stays readable at the top of the file
@@ -344,12 +345,6 @@ def check_vectors(
         if bad:
             examples = ", ".join(repr(str(tokens[i])) for i in bad[:3]) + (", ..." if len(bad) > 3 else "")
             raise InputError(f"{source}: {len(bad)} of {n_rows} items have {what}: {examples}; {remedy}")
-
-
-def file_sha256(path: Path) -> str:
-    """Return the sha256 (hex) of a file, read in blocks."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _bad_rows(

@@ -93,7 +93,7 @@ def prepare(
     chosen = choose(engine, sum(file.stat().st_size for file in [*interaction_files, *item_files]))
     columns = list(source.item_columns) if item_files else []
 
-    with _workplace(folder) as place, _workplace(temp_dir or place) as spill:
+    with _workplace(folder) as place, _workplace(temp_dir if temp_dir not in (None, folder) else place) as spill:
         with open_engine(chosen, columns, spill, memory_limit) as tables:
             filters = [_read(source, interaction_files, tables, ties, seed)]
             if item_files:

@@ -283,9 +283,9 @@ def _compare(known: argparse.Namespace, settings: list[str]) -> int:
 
 
 def _add_experiment(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "name", help="kernels, forgetting, gating, experts, backbones, text, seed-paper, or a yaml file"
-    )
+    from recbole_pad.experiments.definition import experiment_names
+
+    parser.add_argument("name", help=f"{', '.join(experiment_names())}, or a yaml file")
     parser.add_argument("--dataset", "-d", required=True, help="dataset name")
     parser.add_argument("--seeds", nargs="+", default=["1"], help="seeds (default: 1)")
     parser.add_argument(

@@ -12,11 +12,12 @@ import torch
 
 import recbole_pad
 from recbole_pad.config import PADConfig, phase_view
+from recbole_pad.dataset_prep.digest import file_sha256
 from recbole_pad.errors import InputError
 from recbole_pad.files import write_text
 from recbole_pad.files import write_whole as write_whole
 from recbole_pad.keys import FIRST_READ_IN
-from recbole_pad.phases import PHASES
+from recbole_pad.phases import PHASES, WITHOUT_TEXT
 
 FORMAT = "recbole_pad checkpoint 1"
 NUMBERS = 2  # raised with every change that moves the numbers of a run: older phases are then not taken from a cache
@@ -92,7 +93,7 @@ def fingerprint(config: Any, dataset: Any, phase: str) -> str:
         "settings": {name: _settings_of(phase_view(config, name), unread) for name in phases},
     }
     members = {name for done in phases for name in PHASES[done].members(settings.experts)}
-    if members - {"rec"}:
+    if members - WITHOUT_TEXT:
         table = dataset.text_table
         content["text"] = [table.fingerprint, hashlib.sha256(table.rows.tobytes()).hexdigest()]
     if "TS" in config["eval_args"]["split"]:  # which validation rows stop the training
@@ -127,8 +128,7 @@ def file_digest(path: Path) -> str:
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file")
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_sha256(path)
 
 
 class RunFolder:

@@ -149,12 +149,13 @@ class PADConfig:
             chosen = getattr(self, key)
             if not chosen or len(set(chosen)) != len(chosen):
                 raise InputError(f"{key}: {chosen} must name at least one entry, each once")
-        if self.gate_fit == "train" and self.expert_loss == "separate" and len(self.experts) > 1:
+        is_gated = any(PHASES[phase].experts is None for phase in self.phases)
+        if is_gated and self.gate_fit == "train" and self.expert_loss == "separate" and len(self.experts) > 1:
             raise InputError(
                 "gate_fit: train learns the gate from the loss of the mixture, but expert_loss: separate has none; set "
                 "expert_loss: joint, or gate_fit: valid"
             )
-        if "markov" in self.experts and (self.expert_loss == "joint" or set(self.experts) == {"markov"}):
+        if is_gated and "markov" in self.experts and (self.expert_loss == "joint" or set(self.experts) == {"markov"}):
             raise InputError(
                 "experts: markov has no vectors, so it cannot be alone and the joint loss cannot contain it; set "
                 "expert_loss: separate, or leave markov out"

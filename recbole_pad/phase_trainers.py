@@ -317,7 +317,14 @@ class FinetuneTrainer(PhaseTrainer):
     phase = "finetune"
 
     def _after_training(self, valid_data: Any) -> None:
-        if self.settings.gate_fit != "valid" or not valid_data or len(self.settings.experts) < 2:
+        if self.settings.gate_fit != "valid" or len(self.settings.experts) < 2:
+            return
+        if not valid_data:
+            self.logger.warning(
+                "gate_fit: valid, but there are no validation rows: the gate is not fitted and keeps its weights; "
+                "leave rows for validation (eval_args.split, such as {LS: valid_and_test}), or set gate_fit: train and "
+                "expert_loss: joint"
+            )
             return
         dataset = valid_data._dataset
         group = frequency_group(dataset.train_counts)

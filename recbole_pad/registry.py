@@ -1,34 +1,5 @@
-"""The one resolver: a config word selects an entry of a table."""
+"""The one resolver: a config word selects an entry of a table; shared with `dataset_prep`."""
 
-from __future__ import annotations
+from recbole_pad.dataset_prep.pick import nearest, pick
 
-import difflib
-from collections.abc import Mapping
-from typing import TypeVar
-
-from recbole_pad.errors import InputError
-
-T = TypeVar("T")
-
-
-def nearest(word: str, known: list[str], cutoff: float = 0.6) -> str:
-    """Return `` (did you mean 'x'?)`` for the known word nearest to `word`, or an empty string."""
-    by_lower = {entry.lower(): entry for entry in known}
-    close = difflib.get_close_matches(str(word).lower(), list(by_lower), n=1, cutoff=cutoff)
-    return f" (did you mean {by_lower[close[0]]!r}?)" if close else ""
-
-
-def pick(table: Mapping[str, T], key: str, what: str) -> T:
-    """Return ``table[key]``.
-
-    Args:
-        table: the entries, by the word that selects them.
-        key: the word from the config.
-        what: the config key, for the message.
-
-    Raises:
-        InputError: if `key` is not in the table; the message lists the allowed words.
-    """
-    if key in table:
-        return table[key]
-    raise InputError(f"{what}: {key!r} is not known{nearest(key, list(table))}; choose one of {', '.join(table)}")
+__all__ = ["nearest", "pick"]

@@ -12,6 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from ..digest import file_sha256
 from ..errors import InputError
 
 __all__ = [
@@ -107,8 +108,7 @@ def folder_revision(*folders: Path) -> str:
     for folder in folders:
         for path in sorted(folder.rglob("*")):
             if path.suffix in {".safetensors", ".bin", ".pt"}:
-                with path.open("rb") as file:
-                    digest.update(hashlib.file_digest(file, "sha256").digest())
+                digest.update(bytes.fromhex(file_sha256(path)))
     return digest.hexdigest()[:16]
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from ..raw import Dialect, Record
-from .source import Columns, Item, Layout, Source, item_reader, table_reader
+from .source import Columns, Item, Layout, ReadItems, Source, item_reader, table_reader
 
 __all__ = ["MOVIELENS", "MOVIELENS_1M", "MOVIELENS_100K"]
 
@@ -41,14 +41,16 @@ def _item_listed(record: Record) -> Item:
     return titled(record["movieId"], record["title"], genres)
 
 
-def _source(name: str, about: str, ratings: Layout, items: Dialect, archive: str, members: Sequence[str]) -> Source:
+def _source(
+    name: str, about: str, ratings: Layout, read_items: ReadItems, archive: str, members: Sequence[str]
+) -> Source:
     return Source(
         name=name,
         about=about,
         licence=LICENCE,
         preset="5core",
         read_interactions=table_reader({"csv": ratings}, "csv"),
-        read_items=item_reader(_item_100k if "Western" in (items.names or ()) else _item_listed, items, format_="csv"),
+        read_items=read_items,
         item_columns=ITEM_COLUMNS,
         downloads={"archive": [f"{FILES}/{archive}"]},
         members=members,
@@ -57,12 +59,17 @@ def _source(name: str, about: str, ratings: Layout, items: Dialect, archive: str
 
 _COLUMNS = Columns("userId", "movieId", "timestamp", "rating")
 _NAMES = ("userId", "movieId", "rating", "timestamp")
+_LISTED = ("movieId", "title", "genres")
 
 MOVIELENS_100K = _source(
     "movielens-100k",
     "MovieLens 100k: u.data and u.item",
     Layout(_COLUMNS, Dialect("\t", _NAMES, quotes=False)),
-    Dialect("|", ("item", "title", "released", "video", "url", *GENRES), quotes=False, encoding="latin-1"),
+    item_reader(
+        _item_100k,
+        Dialect("|", ("item", "title", "released", "video", "url", *GENRES), quotes=False, encoding="latin-1"),
+        format_="csv",
+    ),
     "ml-100k.zip",
     ("u.data", "u.item"),
 )
@@ -70,7 +77,7 @@ MOVIELENS_1M = _source(
     "movielens-1m",
     "MovieLens 1M: ratings.dat and movies.dat",
     Layout(_COLUMNS, Dialect("::", _NAMES)),
-    Dialect("::", ("movieId", "title", "genres"), encoding="latin-1"),
+    item_reader(_item_listed, Dialect("::", _LISTED, encoding="latin-1"), format_="csv"),
     "ml-1m.zip",
     ("ratings.dat", "movies.dat"),
 )
@@ -78,7 +85,7 @@ MOVIELENS = _source(
     "movielens",
     "MovieLens latest, 20M, 25M, 32M: ratings.csv and movies.csv",
     Layout(_COLUMNS),
-    Dialect(),
+    item_reader(_item_listed, needed=_LISTED, format_="csv"),
     "{key}.zip",
     ("ratings.csv", "movies.csv"),
 )

@@ -23,6 +23,8 @@ def _histories(paths: Sequence[Path]) -> Iterator[Interaction]:
         for number, record in enumerate(records(path, format_="csv"), start=2):
             try:
                 user, history = record["user"], ast.literal_eval(record["history"])
+                if not isinstance(history, list):
+                    raise ValueError(f"{type(history).__name__} instead of a list")
             except (KeyError, ValueError, SyntaxError) as error:
                 raise InputError(
                     f"{path}, line {number}: no user, or no list of items in history: {error!r}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -189,6 +190,9 @@ def with_columns(
     """
     if item_columns and "item" not in item_columns:
         raise InputError("item_columns: name the column of the ids, as in item=asin title=name")
+    for name in item_columns:
+        if not re.fullmatch(r'[^:"\s]+', name) or name in ("item_id", "row"):
+            raise InputError(f"item_columns: {name!r} cannot be a column of the .item file; choose another name for it")
 
     def dialect(path: Path) -> Dialect:
         tabs = {".tsv", ".txt"} & {suffix.lower() for suffix in path.suffixes}
@@ -199,6 +203,8 @@ def with_columns(
             yield from _interactions(path, Layout(columns, dialect(path)), format_ or format_of(path))
 
     def read_items(paths: Sequence[Path]) -> Iterator[Item]:
+        if not item_columns:
+            raise InputError("item_columns: name the columns of the files of items, as in item=asin title=name")
         for path in paths:
             raw = list(item_columns.values())
             yield from item_reader(_renamed(item_columns), dialect(path), raw, format_, raw)([path])

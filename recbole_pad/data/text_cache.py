@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recbole_pad.dataset_prep.encode_text import file_sha256
+from recbole_pad.dataset_prep.digest import file_sha256
 from recbole_pad.errors import InputError
 from recbole_pad.nn.text_transforms import Joint, Vectors, transformed_blocks
 

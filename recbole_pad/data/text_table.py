@@ -23,11 +23,11 @@ from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
 from recbole_pad.data.text_cache import MappedVectors, cache_file, transformed_on_disk
+from recbole_pad.dataset_prep.digest import file_sha256
 from recbole_pad.dataset_prep.encode_text import (
     MANIFEST_FORMAT,
     check_vectors,
     encode_items,
-    file_sha256,
     read_item_texts,
     text_digest,
     vector_files,

@@ -8,6 +8,7 @@ drifts from one step to the next (`drift_weights`). Source: ours, docs/decisions
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,11 @@ from recbole_pad.model.pad import PAD
 from recbole_pad.nn.ragged import Ragged
 from recbole_pad.nn.score_pairs import ScorePairs
 
+log = logging.getLogger(__name__)
+
 _MAX_ROWS = 50_000  # validation rows used
+_PAIR_MEMORY = 2**30  # bytes for the pairs of experts without vectors; no further rows are used beyond
+_PAIR_BYTES = 48  # of a pair while those of all rows are put together
 _MAX_ITEMS = 20_000  # candidates, drawn once; the targets of a batch are added
 _BATCH_ROWS = 256
 _LEARNING_RATE = 0.05
@@ -85,13 +90,22 @@ class Candidates:
 
 @torch.no_grad()
 def held_out_rows(model: PAD, batches: Iterable[Any]) -> HeldOutRows:
-    """Collect the rows of a full-ranking loader; rows whose target is masked (sure misses) teach nothing and go."""
+    """Collect the rows of a full-ranking loader; rows whose target is masked (sure misses) teach nothing and go.
+
+    No further batch is taken once there are `_MAX_ROWS` rows, or `_PAIR_MEMORY` is used up; the log says so.
+    """
     states: list[list[Tensor]] = []
     pairs: list[list[ScorePairs]] = []
     newest: list[Tensor] = []
     targets, masked_rows, masked_items = [], [], []
-    n_rows = 0
+    n_rows, n_pairs = 0, 0
     for interaction, history, _, target in batches:
+        if n_rows >= _MAX_ROWS or n_pairs * _PAIR_BYTES >= _PAIR_MEMORY:
+            log.warning(
+                f"gate_fit: valid: fitted on the first {n_rows:,} usable validation rows ({n_pairs:,} item pairs); the "
+                f"rest is left out (at most {_MAX_ROWS:,} rows and {_PAIR_MEMORY // _PAIR_BYTES:,} pairs are held)"
+            )
+            break
         interaction = interaction.to(model.device)
         target = target.to(model.device)
         nothing = target.new_zeros(0)
@@ -103,11 +117,10 @@ def held_out_rows(model: PAD, batches: Iterable[Any]) -> HeldOutRows:
         targets.append(target[kept])
         place = n_rows + kept.cumsum(0) - 1
         pairs.append([_of_rows(own, kept, place) for own in model.expert_pairs(interaction)])
+        n_pairs += sum(len(own.rows) for own in pairs[-1])
         masked_rows.append(place[rows][kept[rows]])
         masked_items.append(items[kept[rows]])
         n_rows += int(kept.sum())
-        if n_rows >= _MAX_ROWS:
-            break
     masked = Ragged.from_pairs(torch.cat(masked_rows), torch.cat(masked_items), n_rows)
     return HeldOutRows(
         [torch.cat(parts) for parts in zip(*states, strict=True)],

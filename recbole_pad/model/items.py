@@ -1,4 +1,4 @@
-"""Item vectors of the three experts: from IDs, from IDs and text, from text."""
+"""Item vectors of the experts: from IDs, from IDs and text, from text adapted or as it is."""
 
 from __future__ import annotations
 

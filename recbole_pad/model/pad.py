@@ -36,13 +36,13 @@ from recbole_pad.phases import PHASES, STARTS_FROM, WITHOUT_TEXT
 
 
 class PAD(SequentialRecommender):
-    """Three experts, each with its own item vectors and user encoder, mixed by a gate on the item's frequency bin.
+    """Experts (`experts`), mixed by a gate on how frequent the item, and the user's newest item, is in training.
 
     The attribute `phase` chooses what is trained and scored: the ID expert alone (``pretrain``), the aligned expert
-    alone (``align``), or all configured experts through the gate (``finetune``). A gate weight is that of the item,
-    w_k, times that of the user, g_k, so the score is one inner product:
-    s(u, i) = [g_1 h_1; g_2 h_2; g_3 h_3] . [w_1 v_1; w_2 v_2; w_3 v_3]; the Markov expert adds to it for a few items
-    of each user (`pair_scores`).
+    alone (``align``), or all configured experts through the gate (``finetune``). Expert k has item vectors v_k and
+    user states h_k of its own. A gate weight is that of the item, w_k, times that of the user, g_k, so the score is
+    one inner product: s(u, i) = [g_1 h_1; g_2 h_2; ...] . [w_1 v_1; w_2 v_2; ...]; the Markov expert has no vectors
+    and adds to it for a few items of each user (`pair_scores`).
 
     Args:
         config: RecBole's config; keys in properties/model/PAD.yaml.
@@ -187,15 +187,18 @@ class PAD(SequentialRecommender):
         users = self.user_weights(self.newest_items(interaction))
         parts = [
             pairs.values * users[pairs.rows, column] * self.gate_weights(pairs.items)[:, column]
-            for (column, _), pairs in zip(self._with_pairs(), own, strict=True)
+            for column, pairs in zip(self.gate_columns()[1], own, strict=True)
         ]
         rows, items = (torch.cat([getattr(pairs, name) for pairs in own]) for name in ("rows", "items"))
         return ScorePairs.summed(rows, items, torch.cat(parts), self.n_items)
 
     def expert_pairs(self, interaction: Interaction) -> list[ScorePairs]:
         """The scores of each expert of the present phase that has no vectors, without the gate."""
+        experts = self._with_pairs()
+        if not experts:
+            return []
         item_seq, item_seq_len, _ = self._reader.sequences(interaction)
-        return [expert(item_seq, item_seq_len) for _, expert in self._with_pairs()]
+        return [expert(item_seq, item_seq_len) for _, expert in experts]
 
     def newest_items(self, interaction: Interaction) -> Tensor:
         """Newest item of each history: (B,)."""
@@ -291,7 +294,7 @@ class PAD(SequentialRecommender):
         if not self._is_gated:
             return vectors[0]
         weights = self.gate_weights(item_ids)
-        columns = [column for column, _ in self._with_vectors()]
+        columns, _ = self.gate_columns()
         return torch.cat([weights[:, k, None] * vector for k, vector in zip(columns, vectors, strict=True)], dim=1)
 
     def _weighted(self, states: list[Tensor], newest: Tensor) -> Tensor:
@@ -299,7 +302,7 @@ class PAD(SequentialRecommender):
         if not self._is_gated:
             return states[0]
         weights = self.user_weights(newest)
-        columns = [column for column, _ in self._with_vectors()]
+        columns, _ = self.gate_columns()
         return torch.cat([weights[:, k, None] * state for k, state in zip(columns, states, strict=True)], dim=1)
 
     def user_weights(self, newest: Tensor) -> Tensor:

@@ -345,6 +345,19 @@ def _info_nce(
     return info_nce(text, ids, temperature, counts)
 
 
+def _mmd_and_info_nce(
+    text: Tensor,
+    ids: Tensor,
+    *,
+    kernel: str,
+    alphas: Sequence[float],
+    temperature: float,
+    counts: Tensor | None = None,
+) -> Tensor:
+    """The distributions together, and each text with its own ID vector."""
+    return mk_mmd(text, ids, kernel, alphas, counts=counts) + info_nce(text, ids, temperature, counts)
+
+
 def _none(
     text: Tensor,
     ids: Tensor,
@@ -357,4 +370,9 @@ def _none(
     return torch.zeros((), device=text.device)
 
 
-ALIGN_LOSSES: dict[str, AlignLoss] = {"mmd": _mmd, "infonce": _info_nce, "none": _none}
+ALIGN_LOSSES: dict[str, AlignLoss] = {
+    "mmd": _mmd,
+    "infonce": _info_nce,
+    "mmd+infonce": _mmd_and_info_nce,
+    "none": _none,
+}

@@ -307,6 +307,20 @@ def test_another_text_changes_the_phases_that_read_texts(data_path: Path, tmp_pa
     assert changed(prints(), prints(data_path=folder, text_vectors_dir="other")) == ["align", "finetune"]
 
 
+def test_experts_without_text_need_no_file_of_items(data_path: Path, tmp_path: Path, prepared: Callable[..., Any]):
+    """Of the Markov expert too; a phase that reads texts says which file is missing."""
+    folder = copy_of_tiny(data_path, tmp_path / "copy", lambda files: files.pop("item"))
+    without = {"data_path": folder, "phases": ["pretrain", "finetune"]}
+    found = {}
+    for path in (folder, str(data_path)):
+        config, _, train, _, _ = prepared(**{**without, "data_path": path, "experts": ["rec", "markov"]})
+        found[path] = checkpoint.fingerprint(config, train._dataset, "finetune")
+    assert len(set(found.values())) == 1  # texts that are there, but not read, make no difference
+    config, _, train, _, _ = prepared(**without, experts=["rec", "llm"])
+    with pytest.raises(InputError, match=r"tiny\.item"):
+        checkpoint.fingerprint(config, train._dataset, "finetune")
+
+
 def test_the_initial_weights_count_by_content_not_by_name(tmp_path: Path, prints: Callable[..., Any]):
     for name, value in (("one", 1.0), ("other", 2.0)):
         checkpoint.save(tmp_path / f"{name}.pth", {"modules": {"gate": {"weight": torch.tensor(value)}}})

@@ -187,6 +187,15 @@ def test_the_markov_expert_beside_one_with_vectors_and_the_joint_loss_without_it
     assert PADConfig.read(config(experts=["rec", "match"], expert_loss="joint")).expert_loss == "joint"
 
 
+@pytest.mark.parametrize(
+    "changes", [{"expert_loss": "joint"}, {"experts": ["markov"]}, {"gate_fit": "train", "expert_loss": "separate"}]
+)
+def test_experts_that_no_phase_uses_are_not_refused(config, changes: dict[str, Any]):
+    """The same settings are, once there is a phase with a gate."""
+    assert PADConfig.read(config(phases=["pretrain", "align"], **changes)).phases == ["pretrain", "align"]
+    assert refusal(config, phases=["pretrain", "finetune"], **changes)
+
+
 def test_a_bad_value_of_one_phase_is_refused_naming_the_key(config):
     settings = config(**{"align.learning_rate": -1})
     PADConfig.read(settings)

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import recbole_pad.dataset_prep.encode_text as encode_text_module
+from recbole_pad.dataset_prep.digest import file_sha256
 from recbole_pad.dataset_prep.encode_text import (
     check_vectors,
     encode_items,
-    file_sha256,
     read_item_texts,
     text_digest,
     vector_files,

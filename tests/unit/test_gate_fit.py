@@ -158,6 +158,28 @@ def test_rows_keep_their_own_states_targets_and_history(model: tuple[Any, Any]):
         assert torch.cat([state[place] for state in kept.states]).tolist() == pytest.approx(states, abs=1e-6)
 
 
+@pytest.mark.parametrize("bound", ["_MAX_ROWS", "_PAIR_MEMORY", None])
+def test_rows_beyond_the_memory_are_left_out_and_the_log_says_so(
+    bound: str | None, prepared: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    config, _, train_data, valid_data, _ = prepared(mask_history=False, eval_batch_size=9)
+    network = get_model("PAD")(config, train_data._dataset).eval()
+    caplog.set_level("WARNING")
+    every = held_out_rows(network, valid_data)
+    assert "left out" not in caplog.text
+    assert len(every.target) == len(valid_data._dataset) > 27
+    of_rows = every.pairs[0].offsets.tolist()
+    limits = {"_MAX_ROWS": 10, "_PAIR_MEMORY": gate_fit._PAIR_BYTES * (of_rows[9] + 1), None: 0}
+    if bound is not None:
+        monkeypatch.setattr(gate_fit, bound, limits[bound])
+    rows = held_out_rows(network, valid_data)
+    n_rows = 18 if bound else len(every.target)  # whole batches: that of the last row, or pair, is the second
+    assert rows.target.tolist() == every.target[:n_rows].tolist()
+    assert rows.pairs[0].items.tolist() == every.pairs[0].items[: of_rows[n_rows]].tolist()
+    said = f"the first 18 usable validation rows ({of_rows[18]:,} item pairs)" in caplog.text
+    assert said == (bound is not None)
+
+
 def test_without_histories_nothing_is_masked(prepared: Callable[..., Any]):
     config, _, train_data, valid_data, _ = prepared(mask_history=False)
     network = get_model("PAD")(config, train_data._dataset).eval()

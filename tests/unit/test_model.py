@@ -491,6 +491,7 @@ def vectors_to_align(model: PAD, ids: list[int]) -> tuple[list[list[float]], lis
 def test_the_alignment_loss_is_the_mmd_of_the_rows(build: Build, kernel: str, rows: str, loss: str):
     model, train, _ = build(
         loss=loss,
+        align_loss="mmd",
         mmd_rows=rows,
         mmd_kernel=kernel,
         mmd_weight=0.7,

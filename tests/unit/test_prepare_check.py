@@ -118,6 +118,17 @@ def test_a_file_that_is_not_that_of_the_manifest_is_an_error(found: Callable[...
     assert "d.item: not the file of d.manifest.json" in error
 
 
+@pytest.mark.parametrize("text", ["", "not json", "[]", "{}", '{"files": [1]}', '{"files": [{"bytes": 1}]}'])
+def test_a_manifest_that_cannot_be_read_is_an_error_beside_the_others(
+    text: str, found: Callable[..., Report], tmp_path: Path
+):
+    (tmp_path / "d.manifest.json").write_text(text)
+    (error,) = found(GOOD_INTER).errors
+    assert "d.manifest.json: no manifest of `prepare`" in error
+    assert "prepare the dataset again, or delete it" in error
+    assert len(found([*GOOD_INTER, "u2\t\t9"]).errors) > 1
+
+
 def test_no_inter_file_is_refused(tmp_path: Path):
     with pytest.raises(InputError, match=r"d\.inter does not exist"):
         check(tmp_path, "d")

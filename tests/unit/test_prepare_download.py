@@ -31,6 +31,7 @@ class Server:
     data: bytes = DATA
     cuts: list[int] = field(default_factory=list)  # bytes after which the next connections end
     ranges: bool = True
+    said: str = ""  # a Content-Range that is not that of the part
     tag: str = '"v1"'
     status: int = 200
     url: str = ""
@@ -54,7 +55,8 @@ def server() -> Iterator[Server]:
             if wanted and state.ranges and self.headers.get("If-Range") == state.tag:
                 start = int(wanted.removeprefix("bytes=").rstrip("-"))
                 self.send_response(206)
-                self.send_header("Content-Range", f"bytes {start}-{len(state.data) - 1}/{len(state.data)}")
+                said = state.said or f"bytes {start}-{len(state.data) - 1}/{len(state.data)}"
+                self.send_header("Content-Range", said)
             else:
                 self.send_response(200)
             self.send_header("Content-Length", str(len(state.data) - start))
@@ -113,6 +115,15 @@ def test_a_server_without_ranges_or_tags_starts_again(changes: dict[str, object]
         setattr(server, name, value)
     server.cuts = [30_000]
     assert download(server.url, tmp_path / "dump", wait=0.001).read_bytes() == DATA
+
+
+@pytest.mark.parametrize("said", ["bytes 5-9/*", "bytes 30001-99999/100000", "items 1-2/3"])
+def test_a_part_that_is_not_the_rest_is_not_taken_for_the_file(said: str, server: Server, tmp_path: Path):
+    """The next attempt asks for the whole file."""
+    server.cuts, server.said = [30_000], said
+    assert download(server.url, tmp_path / "dump", wait=0.001).read_bytes() == DATA
+    assert server.asked == [None, "bytes=30000-", None]
+    assert names(tmp_path) == ["dump"]
 
 
 @pytest.mark.parametrize("known", [Known(size=99), Known(md5="0" * 32)])

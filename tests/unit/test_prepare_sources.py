@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from recbole_pad.dataset_prep.command import main
 from recbole_pad.dataset_prep.errors import InputError
 from recbole_pad.dataset_prep.raw import expand
 from recbole_pad.dataset_prep.recipe import PRESETS
@@ -294,6 +295,23 @@ def test_any_table_with_columns_named_by_the_user(tmp_path: Path):
     assert (source.timed, source.rated, dict(source.item_columns)) == (True, False, {"title": "token_seq"})
     source = with_columns(SOURCES["table"], columns, {"item": "id", "title": "label"}, ";", None)
     assert list(source.read_items([tmp_path / "shop.csv"])) == [{"item": "01", "title": "Äpfel"}]
+
+
+@pytest.mark.parametrize("name", ["row", "item_id", "a:b", "a b", 'a"b', ""])
+def test_names_that_cannot_be_a_column_of_the_item_file_are_refused(name: str):
+    """`row` and `item_id` are there already; the others break the header of an atomic file."""
+    with pytest.raises(InputError, match=r"cannot be a column of the \.item file"):
+        with_columns(SOURCES["table"], Columns("u", "i"), {"item": "id", name: "label"}, None, None)
+
+
+def test_files_of_items_without_names_of_their_columns_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "log.csv").write_text("u,i\n1,a\n1,b\n")
+    (tmp_path / "shop.csv").write_text("id,label\na,A\nb,B\n")
+    files = ["--interactions", str(tmp_path / "log.csv"), "--items", str(tmp_path / "shop.csv")]
+    place = ["--name", "x", "--data_path", str(tmp_path / "data"), "--preset", "all"]
+    assert main(["prepare", "table", *place, "--columns", "user=u", "item=i", *files]) == 2
+    assert "item_columns: name the columns of the files of items, as in item=asin title=name" in capsys.readouterr().err
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".csv"]
 
 
 def test_parquet_of_another_engine(tmp_path: Path):

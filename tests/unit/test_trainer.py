@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -324,6 +325,30 @@ def test_a_gate_fitted_on_validation_data_leaves_the_experts_as_they_are(saved: 
     assert all(name.startswith("gate.") for name in changed)
 
 
+@pytest.mark.parametrize(
+    ("changes", "warned"),
+    [
+        ({}, True),
+        ({"gate_fit": "none"}, False),
+        ({"experts": ["rec"]}, False),
+        ({**LEARNED_GATE, "gate_fit": "train"}, False),
+    ],
+)
+def test_a_gate_that_nothing_can_be_fitted_on_is_said_aloud(
+    changes: dict[str, Any], warned: bool, build: Build, caplog: pytest.LogCaptureFixture
+):
+    run = build(**changes, epochs=1)
+    caplog.set_level("WARNING")
+    gate = copy_of(run.model.gate)
+    FinetuneTrainer(run.config, run.model).fit(run.train, None)
+    found = [record.getMessage() for record in caplog.records if "gate_fit" in record.getMessage()]
+    assert len(found) == warned
+    if warned:
+        assert equal(copy_of(run.model.gate), gate)
+        assert "gate_fit: valid, but there are no validation rows" in found[0]
+        assert "eval_args.split" in found[0]
+
+
 @pytest.mark.parametrize("saved", [True, False])
 def test_each_phase_can_be_entered_again_with_its_best_weights(saved: bool, build: Build):
     run = build()
@@ -400,6 +425,19 @@ def test_saved_true_writes_the_phases_and_the_model_into_one_folder(build: Build
         str(folder / name) for name in ("pretrain.pth", "align.pth", "finetune.pth", "model.pth")
     }
     assert folder.parent == Path(run.config["checkpoint_dir"])
+
+
+def test_a_dataset_without_texts_is_trained_by_the_experts_that_read_none(
+    settings: Callable[..., dict[str, Any]], data_path: Path, tmp_path: Path
+):
+    (tmp_path / "data" / "tiny").mkdir(parents=True)
+    shutil.copy(data_path / "tiny" / "tiny.inter", tmp_path / "data" / "tiny")
+    chosen = settings(phases=["pretrain", "finetune"], experts=["rec", "markov"])
+    results = [
+        run_recbole(model="PAD", dataset="tiny", config_dict={**chosen, "data_path": str(place)})["test_result"]
+        for place in (tmp_path / "data", data_path)  # without and with texts, which nothing reads
+    ]
+    assert results[0] == results[1]
 
 
 def test_saving_changes_no_number(build: Build):

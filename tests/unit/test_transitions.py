@@ -16,6 +16,7 @@ from recbole.trainer import Trainer
 
 from recbole_pad.data.histories import Histories
 from recbole_pad.evaluation.collector import RankCollector
+from recbole_pad.model import transitions
 from recbole_pad.model.pad import PAD
 from recbole_pad.model.transitions import Transitions, transition_cosines
 from recbole_pad.nn.ragged import Ragged
@@ -74,10 +75,17 @@ def test_cosines_are_those_of_the_loops(sequences: list[list[int]]):
 
 
 @settings(deadline=None, max_examples=80)
-@given(sequences=SEQUENCES, histories=HISTORIES, decay=st.sampled_from([0.0, 0.6, 1.0]))
-def test_scores_are_those_of_the_loops(sequences: list[list[int]], histories: list[list[int]], decay: float):
+@given(
+    sequences=SEQUENCES,
+    histories=HISTORIES,
+    decay=st.sampled_from([0.0, 0.6, 1.0]),
+    memory_mb=st.sampled_from([1e-4, 1e-3, 64]),
+)
+def test_scores_are_those_of_the_loops(
+    sequences: list[list[int]], histories: list[list[int]], decay: float, memory_mb: float
+):
     """Of items that followed one of the history's; all others, unseen ones and padding with them, get nothing."""
-    pairs = Transitions(train_of(sequences), N_ITEMS, decay)(*padded(histories))
+    pairs = Transitions(train_of(sequences), N_ITEMS, decay, memory_mb)(*padded(histories))
     table = transitions_loops.cosines(sequences)
     got = dense(pairs, len(histories), N_ITEMS)
     for history, row in zip(histories, got, strict=True):
@@ -85,6 +93,45 @@ def test_scores_are_those_of_the_loops(sequences: list[list[int]], histories: li
         assert row == pytest.approx(expected, rel=1e-5, abs=1e-5)
         seen = {item for sequence in sequences for item in sequence}
         assert not any(row[item] for item in range(N_ITEMS) if item not in seen)
+
+
+@settings(deadline=None, max_examples=60)
+@given(sequences=SEQUENCES, histories=HISTORIES, most=st.integers(1, 30))
+def test_pairs_are_expanded_in_blocks_of_rows_to_the_same_bits(
+    sequences: list[list[int]], histories: list[list[int]], most: int
+):
+    expert = Transitions(train_of(sequences), N_ITEMS, 0.6)
+    whole = expert(*padded(histories))
+    followers = (expert.offsets[1:] - expert.offsets[:-1]).tolist()
+    sizes = [sum(followers[item] for item in history) for history in histories]
+    expanded: list[int] = []
+
+    def summed(rows: torch.Tensor, *rest: Any) -> ScorePairs:
+        expanded.append(len(rows))
+        return ScorePairs.summed(rows, *rest)
+
+    expert.most_pairs = most
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transitions, "ScorePairs", SimpleNamespace(summed=summed, joined=ScorePairs.joined))
+        parts = expert(*padded(histories))
+    assert sum(expanded) == sum(sizes)
+    assert max(expanded) <= most + max(sizes)
+    assert len(expanded) <= 1 + sum(sizes) // most
+    for name in ("rows", "items", "values"):
+        assert torch.equal(getattr(parts, name), getattr(whole, name))
+
+
+def test_the_block_is_that_of_the_memory():
+    most = [Transitions(train_of([[1, 2]]), N_ITEMS, 0.6, memory_mb).most_pairs for memory_mb in (1e-9, 1, 2, 1e9)]
+    assert most[0] == 1  # a row at a time
+    assert most[2] == pytest.approx(2 * most[1], abs=1)
+    assert most[3] * transitions._PAIR_BYTES <= 64 * 2**20
+
+
+def test_no_rows_get_no_pairs():
+    nothing = torch.zeros(0, 6, dtype=torch.int64)
+    pairs = Transitions(train_of([[1, 2, 3]]), N_ITEMS, 0.5)(nothing, nothing[:, 0])
+    assert len(pairs.rows) == len(pairs.items) == len(pairs.values) == 0
 
 
 def test_it_has_nothing_to_train_or_to_store():
