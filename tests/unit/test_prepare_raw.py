@@ -19,7 +19,7 @@ JSON = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in RECOR
 
 def compressed(path: Path, data: bytes) -> Path:
     if path.suffix == ".gz":
-        data = gzip.compress(data)
+        data = gzip.compress(data, mtime=0)
     if path.suffix == ".zst":
         data = pytest.importorskip("zstandard").compress(data)
     path.write_bytes(data)
@@ -81,7 +81,7 @@ def test_parquet_files_and_the_folders_that_spark_writes(tmp_path: Path):
         ("r.csv", b"a,b\n1,2\n1,2,3\n", "line 3: 3 columns instead of 2"),
         ("r.csv", b'a,b\n1,"2\n', "line 2: unexpected end of data"),
         ("r.csv", b"a,b\n1,\xe9\n", "not utf-8"),
-        ("r.json.gz", gzip.compress(JSON * 99)[:-20], "broken or cut short"),
+        ("r.json.gz", gzip.compress(JSON * 99, mtime=0)[:-20], "broken or cut short"),
         ("r.json.gz", b"no gzip", "broken or cut short"),
         ("r.json.zst", b"no zstandard at all", "broken or cut short"),
         ("r.parquet", b"no parquet", "not a Parquet file"),
