@@ -152,7 +152,7 @@ def test_a_bad_curve_is_stopped_in_its_phase(settings: Settings, monkeypatch: py
     """The align phase alone differs: a rate of 1e-9 leaves it where pretrain ended, which the others leave behind."""
     eager = Pruning(lambda: PhasePruner(MedianPruner(n_startup_trials=1)), engine.PRUNERS["median"].step)
     monkeypatch.setitem(engine.PRUNERS, "median", eager)
-    asked = settings(epochs=4, stopping_step=4, phase_cache="phases", learning_rate=0.003)
+    asked = settings(epochs=4, stopping_step=4, phase_cache="phases", learning_rate=0.003, weight_average=0)
     text = "align.learning_rate: {choice: [0.01, 0.02, 1e-9]}\n"
     tune("PAD", "chain", 6, space=space(text), config_dict={**asked, "align.learning_rate": 0.01}, sampler="random")
     trials = study_of(Path("saved/tune-PAD-chain-search"), "PAD-chain-search").trials
