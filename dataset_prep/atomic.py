@@ -14,11 +14,10 @@ from numpy.typing import NDArray
 
 from .clean import atomic_id
 from .digest import file_sha256
+from .frequency import FREQUENCY_GROUPS, frequency_group
 from .times import float32_seconds, positions
 
 __all__ = ["InteractionCounts", "file_digest", "frequency_groups", "whole_users", "write_inter", "write_item"]
-
-FREQUENCY_GROUPS = (0, 5, 10, 20, 50, 100)  # upper ends; the last group is what is above
 
 
 @dataclass
@@ -131,11 +130,9 @@ def frequency_groups(by_frequency: pd.DataFrame) -> list[dict[str, Any]]:
     Args:
         by_frequency: columns frequency, items, valid, test (`Engine.by_train_frequency`).
     """
-    group = np.searchsorted(FREQUENCY_GROUPS, by_frequency["frequency"].to_numpy(dtype=np.int64))
-    lows = [0, *(end + 1 for end in FREQUENCY_GROUPS[:-1])]
-    labels = [f"{low}-{end}" if low != end else f"{low}" for low, end in zip(lows, FREQUENCY_GROUPS, strict=True)]
+    group = frequency_group(by_frequency["frequency"].to_numpy(dtype=np.int64))
     rows = []
-    for number, label in enumerate([*labels, f">{FREQUENCY_GROUPS[-1]}"]):
+    for number, label in enumerate(FREQUENCY_GROUPS):
         part = by_frequency[group == number]
         sums = {name: int(part[name].sum()) for name in ("items", "valid", "test")}
         rows.append({"train_frequency": label, **sums})

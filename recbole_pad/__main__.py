@@ -49,6 +49,12 @@ def _guarded(
         return 2
 
 
+def _refuse(settings: list[str], command: str) -> None:
+    """For a command that takes its own flags only."""
+    if settings:
+        raise InputError(f"{command} does not know {' '.join(settings)}; see recbole-pad {command} --help")
+
+
 def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", "-m", default="PAD", help="PAD or any RecBole model (default: PAD)")
     parser.add_argument("--dataset", "-d", default="ml-100k", help="dataset name (default: ml-100k)")
@@ -105,8 +111,7 @@ def _encode(known: argparse.Namespace, settings: list[str]) -> int:
     from recbole_pad.dataset_prep.text_encoders import encoder_parts
     from recbole_pad.process_group import torchrun_processes
 
-    if settings:
-        raise InputError(f"encode does not know {' '.join(settings)}; see recbole-pad encode --help")
+    _refuse(settings, "encode")
     defaults: dict[str, Any] = {
         **properties("model", "PAD.yaml"),
         **properties("dataset", f"{known.dataset}.yaml"),
@@ -144,8 +149,7 @@ def _add_prepare(parser: argparse.ArgumentParser) -> None:
 def _prepare(known: argparse.Namespace, settings: list[str]) -> int:
     from recbole_pad.dataset_prep.command import run_prepare
 
-    if settings:
-        raise InputError(f"prepare does not know {' '.join(settings)}; see recbole-pad prepare --help")
+    _refuse(settings, "prepare")
     return run_prepare(known)
 
 
@@ -158,8 +162,7 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
 def _check(known: argparse.Namespace, settings: list[str]) -> int:
     from recbole_pad.dataset_prep.command import run_check
 
-    if settings:
-        raise InputError(f"check does not know {' '.join(settings)}; see recbole-pad check --help")
+    _refuse(settings, "check")
     return run_check(known)
 
 
@@ -180,8 +183,7 @@ def _add_table(parser: argparse.ArgumentParser) -> None:
 def _table(known: argparse.Namespace, settings: list[str]) -> int:
     from recbole_pad.evaluation.table import read_reports, result_table
 
-    if settings:
-        raise InputError(f"table does not know {' '.join(settings)}; see recbole-pad table --help")
+    _refuse(settings, "table")
     print(result_table(read_reports(known.runs), known.split))
     return 0
 
@@ -195,8 +197,7 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
 def _report(known: argparse.Namespace, settings: list[str]) -> int:
     from recbole_pad.report.page import write_report
 
-    if settings:
-        raise InputError(f"report does not know {' '.join(settings)}; see recbole-pad report --help")
+    _refuse(settings, "report")
     print(f"page: {write_report(known.runs, known.output)}")
     return 0
 

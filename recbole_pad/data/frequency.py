@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-FREQUENCY_GROUPS = ("0", "1-5", "6-10", "11-20", "21-50", "51-100", ">100")
+from recbole_pad.dataset_prep.frequency import FREQUENCY_GROUPS, frequency_group
+
+__all__ = ["COLD_GROUPS", "FREQUENCY_GROUPS", "equal_mass_bins", "frequency_group"]
+
 COLD_GROUPS = ("0", "1-5")
-GROUP_LAST_COUNTS = (0, 5, 10, 20, 50, 100)
 
 
 def equal_mass_bins(counts: NDArray[np.integer], n_bins: int) -> NDArray[np.int64]:
@@ -52,8 +54,3 @@ def equal_mass_bins(counts: NDArray[np.integer], n_bins: int) -> NDArray[np.int6
         first = end
     bins[1:][order] = in_order
     return bins
-
-
-def frequency_group(counts: NDArray[np.integer]) -> NDArray[np.int64]:
-    """Index into `FREQUENCY_GROUPS` for each train count, shape (n,) -> (n,)."""
-    return np.searchsorted(GROUP_LAST_COUNTS, counts, side="left").astype(np.int64)

@@ -9,7 +9,7 @@ drifts from one step to the next (`drift_weights`). Source: ours, docs/decisions
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -137,10 +137,9 @@ def _of_rows(pairs: ScorePairs, kept: Tensor, place: Tensor) -> ScorePairs:
     return ScorePairs(place[pairs.rows][own], pairs.items[own], pairs.values[own])
 
 
-def _ragged(parts: Iterable[ScorePairs], n_rows: int) -> Ragged:
-    parts = list(parts)
-    rows, items, values = (torch.cat([getattr(part, name) for part in parts]) for name in ("rows", "items", "values"))
-    return Ragged.from_pairs(rows, items, n_rows, values)
+def _ragged(parts: Sequence[ScorePairs], n_rows: int) -> Ragged:
+    pairs = ScorePairs.joined(parts)
+    return Ragged.from_pairs(pairs.rows, pairs.items, n_rows, pairs.values)
 
 
 def fit_gate(model: PAD, batches: Iterable[Any], target_weights: Tensor, seed: int) -> None:
@@ -210,25 +209,24 @@ def _scores(model: PAD, candidates: Candidates, rows: HeldOutRows, batch: Tensor
     for k, state, vector in zip(with_vectors, rows.states, vectors, strict=True):
         scores = scores + of_users[:, k, None] * weights[:, k] * (state[batch] @ vector.T)
     for k, pairs in zip(with_pairs, rows.pairs, strict=True):
-        row, column, value = _among(pairs, batch, items)
-        scores = scores.index_put((row, column), of_users[row, k] * weights[column, k] * value, accumulate=True)
+        assert pairs.values is not None
+        row, column, entry = _among(pairs, batch, items)
+        own = of_users[row, k] * weights[column, k] * pairs.values[entry]
+        scores = scores.index_put((row, column), own, accumulate=True)
     return scores.masked_fill(_mask(rows, batch, items), -1e9), torch.searchsorted(items, target)
 
 
-def _among(pairs: Ragged, batch: Tensor, items: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(place in the batch, place in `items`, value) of the pairs of some rows whose item is in `items`, sorted ids."""
-    assert pairs.values is not None
-    row, entry = pairs.entries(batch)
-    place = torch.searchsorted(items, pairs.items[entry]).clamp(max=len(items) - 1)
-    found = items[place] == pairs.items[entry]
-    return row[found], place[found], pairs.values[entry][found]
+def _among(lists: Ragged, batch: Tensor, items: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(place in the batch, place in `items`, entry) of the entries of some lists whose item is in `items`, sorted."""
+    row, entry = lists.entries(batch)
+    place = torch.searchsorted(items, lists.items[entry]).clamp(max=len(items) - 1)
+    found = items[place] == lists.items[entry]
+    return row[found], place[found], entry[found]
 
 
 def _mask(rows: HeldOutRows, batch: Tensor, items: Tensor) -> Tensor:
     """True where an item of the batch's candidates is masked for the row: shape (b, n)."""
     mask = torch.zeros(len(batch), len(items), dtype=torch.bool, device=items.device)
-    row, masked = rows.masked.pairs(batch)
-    place = torch.searchsorted(items, masked).clamp(max=len(items) - 1)
-    is_candidate = items[place] == masked
-    mask[row[is_candidate], place[is_candidate]] = True
+    row, column, _ = _among(rows.masked, batch, items)
+    mask[row, column] = True
     return mask

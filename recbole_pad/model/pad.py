@@ -6,15 +6,12 @@ SIGIR 2025, arXiv 2412.04107. Formulas: docs/method.md.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from recbole.data.interaction import Interaction
-from recbole.model.abstract_recommender import SequentialRecommender
-from recbole.utils import InputType
 from torch import Tensor, nn
 
 from recbole_pad.backbones import backbone_spec
@@ -25,9 +22,9 @@ from recbole_pad.model.experts import Expert, build_experts
 from recbole_pad.model.items import AlignedVectors, Catalogue, IDVectors, text_vectors_of
 from recbole_pad.model.negatives import NegativeSampler
 from recbole_pad.model.objectives import OBJECTIVES, Step
-from recbole_pad.model.positions import BatchReader, Positions, StepItems, places_in, with_padding
-from recbole_pad.model.precision import computing_in
+from recbole_pad.model.positions import BatchReader, Positions, StepItems, newest_items, places_in, with_padding
 from recbole_pad.model.transitions import Transitions
+from recbole_pad.model.vector_recommender import VectorRecommender
 from recbole_pad.nn.gate import GATES, USER_GATES, Gate
 from recbole_pad.nn.mmd import ALIGN_LOSSES
 from recbole_pad.nn.score_pairs import ScorePairs
@@ -35,7 +32,7 @@ from recbole_pad.optimizers import updates_rows
 from recbole_pad.phases import PHASES, STARTS_FROM, WITHOUT_TEXT
 
 
-class PAD(SequentialRecommender):
+class PAD(VectorRecommender):
     """Experts (`experts`), mixed by a gate on how frequent the item, and the user's newest item, is in training.
 
     The attribute `phase` chooses what is trained and scored: the ID expert alone (``pretrain``), the aligned expert
@@ -49,7 +46,6 @@ class PAD(SequentialRecommender):
         dataset: a training split of `PADDataset`.
     """
 
-    input_type = InputType.POINTWISE
     other_parameter_name = ("phase",)
 
     def __init__(self, config: Any, dataset: Any) -> None:
@@ -83,7 +79,6 @@ class PAD(SequentialRecommender):
         self.phase = self.settings.phases[-1]
         self.text_fingerprint = dataset.text_table.fingerprint if members - WITHOUT_TEXT else None
         self.trained_before: set[str] = set()
-        self._kept: _KeptVectors | None = None
 
     def _build_samplers(self, dataset: Any) -> nn.ModuleDict:
         """A sampler for each phase whose loss draws negatives; phases that draw alike share one."""
@@ -181,16 +176,12 @@ class PAD(SequentialRecommender):
 
     def pair_scores(self, interaction: Interaction) -> ScorePairs | None:
         """What experts without vectors add to the scores of a few items, gated; None where there is no such expert."""
-        own = self.expert_pairs(interaction)
-        if not own:
+        if not self._with_pairs():
             return None
+        (pairs,), (column,) = self.expert_pairs(interaction), self.gate_columns()[1]
         users = self.user_weights(self.newest_items(interaction))
-        parts = [
-            pairs.values * users[pairs.rows, column] * self.gate_weights(pairs.items)[:, column]
-            for column, pairs in zip(self.gate_columns()[1], own, strict=True)
-        ]
-        rows, items = (torch.cat([getattr(pairs, name) for pairs in own]) for name in ("rows", "items"))
-        return ScorePairs.summed(rows, items, torch.cat(parts), self.n_items)
+        values = pairs.values * users[pairs.rows, column] * self.gate_weights(pairs.items)[:, column]
+        return ScorePairs(pairs.rows, pairs.items, values)
 
     def expert_pairs(self, interaction: Interaction) -> list[ScorePairs]:
         """The scores of each expert of the present phase that has no vectors, without the gate."""
@@ -202,9 +193,7 @@ class PAD(SequentialRecommender):
 
     def newest_items(self, interaction: Interaction) -> Tensor:
         """Newest item of each history: (B,)."""
-        item_seq, item_seq_len = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
-        newest: Tensor = item_seq.gather(1, item_seq_len[:, None] - 1)[:, 0]
-        return newest
+        return newest_items(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
 
     def expert_vectors(self, item_ids: Tensor | None = None) -> list[Tensor]:
         """Vectors of the items, or of all, without the gate, (n, d_k) each: of the phase's experts that have any."""
@@ -229,44 +218,27 @@ class PAD(SequentialRecommender):
             ]
         return [state.float() for state in states]  # ranks are counted in float32: bfloat16 scores would tie
 
+    def keeps_items(self) -> bool:
+        """As of `VectorRecommender`."""
+        return self._kept_vectors() is not None
+
     def full_sort_predict(self, interaction: Interaction) -> Tensor:
-        """Scores of all items: shape (B, V); inner products of folded vectors, made in blocks of items, and pairs."""
-        users = self.user_vectors(interaction)
-        n_items = self.n_items if self._kept_vectors() is not None else self._memory // (4 * users.size(1)) + 1
-        every = torch.arange(self.n_items, device=users.device)
-        scores = torch.cat([users @ self.item_vectors(item_ids).T for item_ids in every.split(n_items)], dim=1)
-        pairs = self.pair_scores(interaction)
+        """Scores of all items: shape (B, V); inner products of the folded vectors, and pairs."""
+        scores, pairs = super().full_sort_predict(interaction), self.pair_scores(interaction)
         return scores if pairs is None else pairs.add_to(scores)
 
     def predict(self, interaction: Interaction) -> Tensor:
         """Score of the row's own candidate item: shape (B,)."""
-        item_ids, place = torch.unique(interaction[self.ITEM_ID], return_inverse=True)
-        scores = (self.user_vectors(interaction) * self.item_vectors(item_ids)[place]).sum(dim=1)
-        pairs = self.pair_scores(interaction)
+        scores, pairs = super().predict(interaction), self.pair_scores(interaction)
         if pairs is None:
             return scores
         every_row = torch.arange(len(scores), device=scores.device)
         return scores + pairs.at(every_row, interaction[self.ITEM_ID], self.n_items)
 
-    def train(self, mode: bool = True) -> PAD:
-        """Switch between training and evaluation; either way item vectors kept for scoring are dropped."""
-        self._kept = None
-        super().train(mode)
-        return self
-
-    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Load weights; item vectors kept for scoring are dropped."""
-        self._kept = None
-        return super().load_state_dict(*args, **kwargs)
-
     def load_other_parameter(self, para: dict[str, Any] | None) -> None:
         """Restore the phase from a checkpoint."""
         self._kept = None
         super().load_other_parameter(para)
-
-    @property
-    def _memory(self) -> int:
-        return self.settings.score_memory_mb * 2**20
 
     def _kept_vectors(self) -> _KeptVectors | None:
         """The vectors of all items, computed once per evaluation; None in training, and where they need more memory.
@@ -287,23 +259,17 @@ class PAD(SequentialRecommender):
             vectors = [expert.items(item_ids) for _, expert in self._with_vectors()]
         return [vector.float() for vector in vectors]
 
-    def _precision(self) -> AbstractContextManager[Any]:
-        return computing_in(self.settings.precision, self.catalogue.bins.device)
-
     def _fold(self, vectors: list[Tensor], item_ids: Tensor | None) -> Tensor:
-        if not self._is_gated:
-            return vectors[0]
-        weights = self.gate_weights(item_ids)
-        columns, _ = self.gate_columns()
-        return torch.cat([weights[:, k, None] * vector for k, vector in zip(columns, vectors, strict=True)], dim=1)
+        return self._joined(vectors, self.gate_weights(item_ids)) if self._is_gated else vectors[0]
 
     def _weighted(self, states: list[Tensor], newest: Tensor) -> Tensor:
         """Folded user states: (M, d_k) each and the newest items (M,) -> (M, w)."""
-        if not self._is_gated:
-            return states[0]
-        weights = self.user_weights(newest)
+        return self._joined(states, self.user_weights(newest)) if self._is_gated else states[0]
+
+    def _joined(self, parts: list[Tensor], weights: Tensor) -> Tensor:
+        """Vectors or states of the experts, (n, d_k) each, times their weights (n, E), side by side: (n, w)."""
         columns, _ = self.gate_columns()
-        return torch.cat([weights[:, k, None] * state for k, state in zip(columns, states, strict=True)], dim=1)
+        return torch.cat([weights[:, k, None] * part for k, part in zip(columns, parts, strict=True)], dim=1)
 
     def user_weights(self, newest: Tensor) -> Tensor:
         """Weights of the configured experts for users with these newest items: (M,) -> (M, E)."""

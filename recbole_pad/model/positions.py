@@ -49,7 +49,7 @@ class Positions:
     def newest(self) -> Tensor:
         """The item that each target follows, shape (M,)."""
         if self.is_position is None:
-            return self.item_seq.gather(1, self.item_seq_len[:, None] - 1)[:, 0]
+            return newest_items(self.item_seq, self.item_seq_len)
         return self.item_seq[self.is_position]
 
     def states(self, encoder: Encoder, table: Tensor, item_seq: Tensor) -> Tensor:
@@ -57,6 +57,11 @@ class Positions:
         if self.is_position is None:
             return encoder.last_state(table, item_seq, self.item_seq_len, self.user)
         return encoder.position_states(table, item_seq, self.item_seq_len, self.user)
+
+
+def newest_items(item_seq: Tensor, item_seq_len: Tensor) -> Tensor:
+    """Newest item of each right-padded row: (B, N), (B,) -> (B,)."""
+    return item_seq.gather(1, item_seq_len[:, None] - 1)[:, 0]
 
 
 class BatchReader:

@@ -345,17 +345,9 @@ def _info_nce(
     return info_nce(text, ids, temperature, counts)
 
 
-def _mmd_and_info_nce(
-    text: Tensor,
-    ids: Tensor,
-    *,
-    kernel: str,
-    alphas: Sequence[float],
-    temperature: float,
-    counts: Tensor | None = None,
-) -> Tensor:
+def _mmd_and_info_nce(text: Tensor, ids: Tensor, **settings: Any) -> Tensor:
     """The distributions together, and each text with its own ID vector."""
-    return mk_mmd(text, ids, kernel, alphas, counts=counts) + info_nce(text, ids, temperature, counts)
+    return _mmd(text, ids, **settings) + _info_nce(text, ids, **settings)
 
 
 def _none(

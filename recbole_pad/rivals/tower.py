@@ -5,14 +5,11 @@ They are built from PAD's own parts, so what is compared is the item vectors (an
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from recbole.data.interaction import Interaction
-from recbole.model.abstract_recommender import SequentialRecommender
-from recbole.utils import InputType
 from torch import Tensor, nn
 
 from recbole_pad.backbones import backbone_spec
@@ -26,7 +23,7 @@ from recbole_pad.model.items import Catalogue, text_vectors_of
 from recbole_pad.model.negatives import NegativeSampler
 from recbole_pad.model.objectives import OBJECTIVES
 from recbole_pad.model.positions import BatchReader, Encoder, StepItems, places_in, with_padding
-from recbole_pad.model.precision import computing_in
+from recbole_pad.model.vector_recommender import VectorRecommender
 from recbole_pad.seeding import seeded
 
 
@@ -54,7 +51,7 @@ class TrainedBatch:
         return self.states if positions.is_position is None else self.states[positions.item_seq_len.cumsum(0) - 1]
 
 
-class Tower(SequentialRecommender):
+class Tower(VectorRecommender):
     """A rival of PAD: s(u, i) = <state of u, vector of i>.
 
     A model says what its item vectors are (`make_items`), and may say how states and vectors are scored
@@ -68,7 +65,6 @@ class Tower(SequentialRecommender):
         dataset: a training split of `PADDataset`.
     """
 
-    input_type = InputType.POINTWISE
     reads_text: ClassVar[bool] = True
     starts_as: ClassVar[str] = "rec"
     items: nn.Module
@@ -88,7 +84,6 @@ class Tower(SequentialRecommender):
             self.items, self.encoder = expert.items, self.make_encoder(expert, dataset)
         self._objective = OBJECTIVES[self.settings.loss]
         self.sampler = self._build_sampler(dataset) if self._objective.needs_sampler else None
-        self._kept: tuple[Tensor | None] | None = None
 
     def _build_sampler(self, dataset: Any) -> NegativeSampler:
         keys = dataset.train_histories.keys(self.n_items)
@@ -179,33 +174,9 @@ class Tower(SequentialRecommender):
             states = self.encoder.last_state(table, item_seq, item_seq_len, user)
         return self.scored_states(states.float())
 
-    def full_sort_predict(self, interaction: Interaction) -> Tensor:
-        """Scores of all items: (B, V); where their vectors are not kept, they are made in blocks."""
-        users = self.user_vectors(interaction)
-        if self._every_item() is not None:
-            return users @ self.item_vectors().T
-        blocks = torch.arange(self.n_items, device=users.device).split(self._memory // (4 * users.size(1)) + 1)
-        return torch.cat([users @ self.item_vectors(item_ids).T for item_ids in blocks], dim=1)
-
-    def predict(self, interaction: Interaction) -> Tensor:
-        """Score of the row's own candidate item: (B,)."""
-        item_ids, place = torch.unique(interaction[self.ITEM_ID], return_inverse=True)
-        return (self.user_vectors(interaction) * self.item_vectors(item_ids)[place]).sum(dim=1)
-
-    def train(self, mode: bool = True) -> Tower:
-        """Switch between training and evaluation; either way item vectors kept for scoring are dropped."""
-        self._kept = None
-        super().train(mode)
-        return self
-
-    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Load weights; item vectors kept for scoring are dropped."""
-        self._kept = None
-        return super().load_state_dict(*args, **kwargs)
-
-    @property
-    def _memory(self) -> int:
-        return self.settings.score_memory_mb * 2**20
+    def keeps_items(self) -> bool:
+        """As of `VectorRecommender`."""
+        return self._every_item() is not None
 
     def _every_item(self) -> Tensor | None:
         """Vectors of all items, made once per evaluation; None in training, and where `score_memory_mb` is small."""
@@ -214,12 +185,10 @@ class Tower(SequentialRecommender):
         if self._kept is None:
             width = self._table(self.catalogue.item_ids[:1]).size(1)
             self._kept = (self._table(None) if 4 * self.n_items * width <= self._memory else None,)
-        return self._kept[0]
+        kept: tuple[Tensor | None] = self._kept
+        return kept[0]
 
     def _table(self, item_ids: Tensor | None) -> Tensor:
         with self._precision():
             table: Tensor = self.items(item_ids)
         return table.float()
-
-    def _precision(self) -> AbstractContextManager[Any]:
-        return computing_in(self.settings.precision, self.catalogue.counts.device)
