@@ -4,8 +4,9 @@
 
 Makes a dump in the schema of Amazon Reviews 2018 (JSON lines of some 400 bytes, seeded, streamed; metadata of 500,000
 items) and prepares it with the usual 5-core recipe in a process of its own. Reported: the peak of that process's
-resident memory, as the kernel counts it, its time, and how the time grows with the rows. Disk: 0.4 GB a million rows
-for the dump, in --folder (default: the temporary folder), and some 0.2 GB for what DuckDB writes.
+resident memory, as the kernel counts it, its time, and how the time grows with the rows (figures: docs/datasets.md,
+"Large dumps"). Disk: 0.4 GB a million rows for the dump, in --folder (default: the temporary folder), and some 0.2 GB
+for what DuckDB writes.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ def add_prepare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--download", default=None, metavar="KEY", help="fetch the raw files, for example Prime_Pantry")
     parser.add_argument("--raw", type=Path, default=Path("raw"), help="folder of downloads (default: raw)")
     lines = [f"  {name:<16}{source.about}" for name, source in SOURCES.items()]
-    parser.epilog = "sources:\n" + "\n".join(lines) + "\n\ndocs/datasets.md has a command for each."
+    parser.epilog = "sources:\n" + "\n".join(lines) + "\n\ndocs/datasets.md links a page for each."
 
 
 def run_prepare(known: argparse.Namespace) -> int:

@@ -38,6 +38,9 @@ class Known:
 KNOWN: dict[str, Known] = {  # the md5 files beside the archives
     "https://files.grouplens.org/datasets/movielens/ml-100k.zip": Known(4_924_029, "0e33842e24a9c977be4e0107933c0723"),
     "https://files.grouplens.org/datasets/movielens/ml-1m.zip": Known(None, "c4d9eecfca2ab87c1945afe126590906"),
+    "https://files.grouplens.org/datasets/movielens/ml-20m.zip": Known(198_702_078, "cd245b17a1ae2cc31bb14903e1204af3"),
+    "https://files.grouplens.org/datasets/movielens/ml-25m.zip": Known(261_978_986, "6b51fb2759a8657d3bfcbfc42b592ada"),
+    "https://files.grouplens.org/datasets/movielens/ml-32m.zip": Known(238_950_008, "d472be332d4daa821edc399621853b57"),
 }
 
 

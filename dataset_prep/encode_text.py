@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 
 MANIFEST_FORMAT = 1
 STORED_AS = ("float32", "float16")
+FOUND_OUT = ("width", "n_cut", "created")  # what a manifest says beyond texts, encoder and settings
 SEPARATORS = " .,;:|/-"
 
 
@@ -194,8 +195,9 @@ def encode_items(
     """Encode the text of every item of `item_file` and write vectors and manifest into `folder`.
 
     Both files are written under temporary names and moved into place, the manifest last. A run that breaks
-    off leaves either the old pair, or no manifest; the next one continues with what was encoded (`Shards`). The same
-    input gives the same bytes in the `.npy`; with other numbers of processes and threads values may differ by rounding.
+    off leaves either the old pair, or no manifest; the next one continues with what was encoded (`Shards`). A pair of
+    the same texts, encoder, settings and versions stays as it is, without a `team`. The same input gives the same bytes
+    in the `.npy`; with other numbers of processes and threads values may differ by rounding.
 
     Args:
         item_file: RecBole atomic `.item` file.
@@ -230,29 +232,38 @@ def encode_items(
     model = load_text_encoder(text_encoder)
     items = sorted(texts)
     in_order = [texts[item] for item in items]
-    n_cut = model.n_cut(in_order) if isinstance(model, PerTextEncoder) and (team is None or team.rank == 0) else 0
-    if n_cut:
-        log.warning("%s reads the beginnings of %d of %d texts only: they are too long", model.name, n_cut, len(items))
-    encoded = _encoded(model, text_encoder, npy, in_order, batch_size, show_progress, nproc, team)
-    if encoded is None:  # the first process of the team has the vectors, and writes them
-        return npy
     manifest = {
         "format": MANIFEST_FORMAT,
         "dataset": dataset,
         "n_items": len(items),
-        "width": encoded.width,
+        "width": 0,
         "dtype": stored_as,
         "text_encoder": text_encoder,
         "revision": model.revision,
         "pooling": model.pooling,
         "prompt": model.prompt,
         **model.details,
-        "n_cut": n_cut,
+        "n_cut": 0,
         "text_fields": list(text_fields),
         "text_digest": text_digest(texts),
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "created": "",
         "versions": {package: package_version(package) for package in ("numpy", *model.packages)},
     }
+    expected = {key: value for key, value in manifest.items() if key not in FOUND_OUT} | {"items": items}
+    if team is None and _is_made(npy, manifest_file, expected):
+        log.info("%s is there, of the same texts, encoder and settings: nothing to encode", npy)
+        return npy
+    if isinstance(model, PerTextEncoder) and (team is None or team.rank == 0):
+        manifest["n_cut"] = n_cut = model.n_cut(in_order)
+        if n_cut:
+            log.warning(
+                "%s reads the beginnings of %d of %d texts only: they are too long", model.name, n_cut, len(items)
+            )
+    encoded = _encoded(model, text_encoder, npy, in_order, batch_size, show_progress, nproc, team)
+    if encoded is None:  # the first process of the team has the vectors, and writes them
+        return npy
+    manifest["width"] = encoded.width
+    manifest["created"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
     def write_vectors(path: Path) -> None:
         out = np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(stored_as), shape=(len(items), encoded.width))
@@ -272,6 +283,20 @@ def encode_items(
     _replace(manifest_file, write_manifest)
     encoded.remove()
     return npy
+
+
+def _is_made(npy: Path, manifest_file: Path, expected: Mapping[str, Any]) -> bool:
+    """Whether both files are there and whole, and the manifest says what is expected."""
+    if not (npy.is_file() and manifest_file.is_file()):
+        return False
+    try:
+        found = json.loads(manifest_file.read_text(encoding="utf-8"))
+        vectors = np.load(npy, mmap_mode="r", allow_pickle=False)
+        is_same = all(found.get(key) == value for key, value in json.loads(json.dumps(expected)).items())
+        is_whole = [found["n_items"], found["width"], found["dtype"]] == [*vectors.shape, vectors.dtype.name]
+        return is_same and is_whole and bool(file_sha256(npy) == found["vectors_sha256"])
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, EOFError):  # damaged: to be made again
+        return False
 
 
 class _Encoded(Protocol):
@@ -407,6 +432,8 @@ def _make_folder(folder: Path) -> None:
 
 def _replace(path: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a temporary file beside `path`, then move it there in one step."""
+    if left := sorted(map(str, path.parent.glob(f".{path.name}.*.tmp"))):
+        log.warning("left by another run, delete it if that was killed: %s", ", ".join(left))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)

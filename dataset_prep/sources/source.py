@@ -119,7 +119,7 @@ def _interactions(path: Path, layout: Layout, kind: str) -> Iterator[Interaction
     used = [name for name in (columns.user, columns.item, columns.time, columns.rating) if name]
     for number, record in enumerate(records(path, layout.dialect, kind, used)):
         if number == 0:
-            _check_columns(path, record, used[:3] if columns.time else used[:2])
+            _check_columns(path, record, used[: 3 if columns.time else 2] if kind == "json" else used)
         yield Interaction(
             token_of(record.get(columns.user)),
             token_of(record.get(columns.item)),
@@ -205,9 +205,11 @@ def with_columns(
     def read_items(paths: Sequence[Path]) -> Iterator[Item]:
         if not item_columns:
             raise InputError("item_columns: name the columns of the files of items, as in item=asin title=name")
+        raw = list(item_columns.values())
         for path in paths:
-            raw = list(item_columns.values())
-            yield from item_reader(_renamed(item_columns), dialect(path), raw, format_, raw)([path])
+            kind = format_ or format_of(path)
+            needed = [item_columns["item"]] if kind == "json" else raw  # one object may lack what the next one has
+            yield from item_reader(_renamed(item_columns), dialect(path), needed, kind, raw)([path])
 
     kept = {name: "token_seq" for name in item_columns if name != "item"}
     return replace(

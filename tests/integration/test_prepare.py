@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
+import hashlib
 import html
 import json
+import re
+import shlex
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
 from recbole_pad.__main__ import main
+from recbole_pad.dataset_prep import command
 from recbole_pad.dataset_prep.check import check
+from recbole_pad.dataset_prep.sources import SOURCES
 from tests.unit import test_prepare_sources as dumps
 from tests.unit.test_prepare_sources import raw_files
 
@@ -76,6 +83,13 @@ RELEASES = {
         "1193\tOne 'Flew' Over\t1975\tDrama War\tOne 'Flew' Over (1975)\n"
         "661\tJames and the Peach\t1996\tAnimation\tJames and the Peach (1996)\n",
     ),
+    "movielens": (
+        dumps.MOVIELENS,
+        "1\t11\t964981248\t0.5\n1\t1\t964982720\t4.0\n2\t171749\t1445714816\t5.0\n",
+        "1\tToy Story\t1995\tAdventure Animation\tToy Story (1995)\n"
+        "11\tAmerican President, The\t1995\tComedy\tAmerican President, The (1995)\n"
+        "171749\tDeath Note\t2006\t\tDeath Note (2006\u20132007)\n",
+    ),
     "mind": (
         dumps.MIND,
         "U13740\tN1\t1573811584\nU13740\tN2\t1573811712\nU13740\tN4\t1573811840\nU13740\tN5\t1573898112\n"
@@ -89,22 +103,112 @@ RELEASES = {
         "8842281e1d1347389f2ab93d60773d4d\t24375664\t1503694464\t5.0\n",
         "24375664\tLe Petit Prince & co\t\tA prince.\n",
     ),
+    "steam": (  # 725280 has no metadata, 643980 no title, and one review is there twice
+        dumps.STEAM,
+        "Chaos Syren\t761140\t1513555200\nChaos Syren\t643980\t1513641600\n",
+        "761140\tLost Summoner Kitty\tKotoshiro\tAction Casual\tStrategy\n643980\t\t\t\t\n",
+    ),
+    "pad-csv": (  # a purchase that comes again is no duplicate: each has a place of its own
+        dumps.PAD_CSV,
+        "A10\tB1\t0\nA2\tB2\t0\nA2\tB1\t1\nA2\tB2\t2\n",
+        "B2\tSoup & more, hot\nB1\tSalt\n",
+    ),
+    "amazon-2014 ratings": (
+        dumps.RATINGS_2014,
+        "A1\tB00000JBAT\t1252886400\t2.0\nA2SUAM1J3GNN3B\t0000013714\t1252800000\t5.0\n",
+        "0000013714\tHeavenly Highway & Hymns\t\tBooks > Music > Hymns\t7.99\nB00000JBAT\t\t\tToys\t\n",
+    ),
+    "amazon-2018 ratings": (
+        dumps.RATINGS_2018,
+        "A1\tB0000DIWNI\t1388534400\t3.0\nA1D4G1SNUZWQOT\tB00000JBAT\t1388534400\t5.0\n",
+        "B00000JBAT\tHERSHEY'S Milk Duds, 5' bag\tHershey\tGrocery & Gourmet Food > Candy\t12.99\n"
+        "B0000DIWNI\tSaran Premium Wrap\tHershey\tGrocery & Gourmet Food > Candy\t\n",
+    ),
+    "amazon-2023 ratings": (
+        dumps.RATINGS_2023,
+        "AG\tB00YQ6X8EO\t1588687744\t5.0\n",
+        "B00YQ6X8EO\tHoward LC0008 Leather Conditioner\tHoward Products\t\t\n",
+    ),
 }
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("source", RELEASES)
+@pytest.mark.parametrize("release", RELEASES)
 def test_each_release_becomes_the_files_that_are_written_here(
-    source: str, engine: str, prepared_folder: Callable[..., Path]
+    release: str, engine: str, prepared_folder: Callable[..., Path]
 ):
     if engine == "duckdb":
         pytest.importorskip("duckdb")
-    files, inter, item = RELEASES[source]
+    files, inter, item = RELEASES[release]
+    source = release.partition(" ")[0]
     flags = ["--preset", "all", "--duplicates", "pair" if source == "mind" else "exact", "--engine", engine]
     folder = prepared_folder(source, files, *flags)
     assert text(folder, "inter").partition("\n")[2] == inter
     assert text(folder, "item").partition("\n")[2] == item
     assert manifest_of(folder)["source"] == source
+
+
+SHOP = [  # user, item, time, stars: u2 has two actions at one time
+    ("u2", "01", "2020-01-02 00:00:00", 5.0),
+    ("u 1", "007", "2020-01-01 12:00:00", None),
+    ("u2", "007", "2020-01-02 00:00:00", 2.5),
+    ("u2", "a&amp;b", "2019-12-31 00:00:00", 4.0),
+]
+GOODS = [("01", "Salt &amp; <b>Pepper</b>", "Äcker"), ("007", "Oil\t1 l", None), ("a&amp;b", 'The "Box"', "")]
+
+
+def write_shop(kind: str, folder: Path) -> tuple[Path, Path]:
+    """The tables `SHOP` and `GOODS` as files, or (as Spark writes them) folders, of one kind."""
+    import pandas as pd
+
+    log = pd.DataFrame(SHOP, columns=["who", "what", "when", "stars"])
+    goods = pd.DataFrame(GOODS, columns=["sku", "name", "maker"])
+    if kind == "parts":
+        for number in range(2):  # files are read in the order of their names
+            (folder / "log" / f"k={number}").mkdir(parents=True)
+            part = log.iloc[2 * number : 2 * number + 2].assign(when=lambda rows: pd.to_datetime(rows["when"]))
+            part.to_parquet(folder / "log" / f"k={number}" / f"part-{number:05d}.snappy.parquet")
+        (folder / "goods").mkdir()
+        goods.to_parquet(folder / "goods" / "part-00000.snappy.parquet")
+        return folder / "log", folder / "goods"
+    paths = folder / f"log.{kind}", folder / f"goods.{kind}"
+    for frame, path in zip((log, goods), paths, strict=True):
+        if kind == "parquet":
+            frame.to_parquet(path)
+        elif kind == "jsonl":
+            frame.to_json(path, orient="records", lines=True, force_ascii=False)
+        else:
+            frame.to_csv(path, index=False, sep="\t" if kind == "tsv.gz" else ",")
+    return paths
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("kind", ["csv", "tsv.gz", "jsonl", "parquet", "parts"])
+def test_a_table_of_any_kind_becomes_the_same_files(
+    kind: str, engine: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    if engine == "duckdb":
+        pytest.importorskip("duckdb")
+    if kind.startswith("par"):
+        pytest.importorskip("pyarrow")
+    log, goods = write_shop(kind, tmp_path)
+    words = ["prepare", "table", "--name", "shop", "--preset", "all", "--engine", engine, "--time_unit", "iso"]
+    words += ["--interactions", str(log), "--columns", "user=who", "item=what", "time=when", "rating=stars"]
+    words += ["--items", str(goods), "--item_columns", "item=sku", "title=name", "brand=maker"]
+    assert main(words) == 0, capsys.readouterr().err
+    assert main(["check", "shop"]) == 0, capsys.readouterr().err
+    folder = tmp_path / "dataset" / "shop"
+    assert text(folder, "inter").splitlines()[1:] == [
+        "u 1\t007\t1577880064\t",  # 1577880000 on the grid of 128 s
+        "u2\ta&amp;b\t1577750400\t4.0",
+        "u2\t01\t1577923200\t5.0",
+        "u2\t007\t1577923200\t2.5",
+    ]
+    assert text(folder, "item").splitlines()[1:] == [
+        "01\tSalt & <b>Pepper</b>\tÄcker",
+        "007\tOil 1 l\t",
+        "a&amp;b\tThe 'Box'\t",
+    ]
 
 
 def test_every_row_that_goes_is_in_the_manifest_and_on_the_screen(
@@ -141,6 +245,17 @@ def test_every_row_that_goes_is_in_the_manifest_and_on_the_screen(
     counts = manifest_of(folder)["counts"]
     assert (counts["users"], counts["items"], counts["interactions"]) == (2, 24, 27)
     assert counts["history_length"] == {"min": 5, "median": 13.5, "mean": 13.5, "max": 22}
+    manifest = manifest_of(folder)
+    for role, name in (("interactions", "r.json"), ("items", "meta_r.json")):
+        raw = (tmp_path / "raw" / name).read_bytes()
+        digest = {"file": name, "bytes": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
+        assert manifest["raw_files"][role] == [digest]
+    assert "without a formal licence" in manifest["licence"]
+    # u1 is tested on B04 and u3 on B23, which no other row has; all items but B22 and B23 are in train
+    groups = {group.pop("train_frequency"): group for group in manifest["by_train_frequency"]}
+    assert groups["0"] == {"items": 2, "valid": 1, "test": 1}
+    assert groups["1-5"] == {"items": 22, "valid": 1, "test": 1}
+    assert {sum(group.values()) for group in list(groups.values())[2:]} == {0}
 
 
 @pytest.mark.slow
@@ -330,6 +445,35 @@ def test_the_commands_need_neither_torch_nor_recbole(tmp_path: Path):
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def anchor_of(heading: str) -> str:
+    """As GitHub makes it."""
+    return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+
+
+def test_every_source_has_a_page_and_its_links_commands_and_addresses_are_right():
+    overview = ROOT / "docs" / "datasets.md"
+    pages = {page: page.read_text(encoding="utf-8") for page in (overview, *overview.with_suffix("").glob("*.md"))}
+    for page, content in pages.items():
+        for target, anchor in re.findall(r"\]\(([^)#:]+)#?([^)]*)\)", content):
+            linked = (page.parent / target).read_text(encoding="utf-8")
+            assert anchor in ("", *map(anchor_of, re.findall(r"^#+ (.*)$", linked, re.MULTILINE))), (
+                f"{page.name}: {anchor}"
+            )
+    everything = "\n".join(pages.values())
+    parser = argparse.ArgumentParser()
+    command.add_prepare(parser)
+    shown = set()
+    for line in re.findall(r"^recbole-pad prepare ((?:.*\\\n)*.*)$", everything, re.MULTILINE):
+        known = parser.parse_args(shlex.split(line.replace("\\\n", " "), comments=True))
+        command._recipe(known, command._source(known))
+        shown.add(known.source)
+    assert shown == set(SOURCES)
+    for source in SOURCES.values():
+        for url in (urlsplit(address.format(key="KEY")) for part in source.downloads.values() for address in part):
+            assert url.netloc in everything
+            assert url.path.rpartition("/")[2] in everything
 
 
 @pytest.mark.parametrize(

@@ -474,6 +474,7 @@ def test_a_text_encoder_that_fails_leaves_the_old_pair_alone(tmp_path, monkeypat
             return vectors
 
     monkeypatch.setitem(TEXT_ENCODERS, "tfidf", Broken)
+    path = toy_items(tmp_path, [*TITLES[:-1], "other"])
     with pytest.raises(InputError, match=r"'tfidf': 1 of 6 items have a NaN or infinite value: 'i3'"):
         encode_items(path, tmp_path, "toy", text_encoder="tfidf", show_progress=False)
     assert (npy.read_bytes(), npy.with_suffix(".json").read_bytes()) == before

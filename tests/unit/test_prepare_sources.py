@@ -118,6 +118,9 @@ STEAM = {
     "steam_reviews.json": (
         "{u'username': u'Chaos Syren', u'hours': 0.1, u'products': 41, u'product_id': u'725280', u'page_order': 0, "
         "u'date': u'2017-12-17', u'text': u'This would not be acceptable.', u'early_access': False, u'page': 1}\n"
+        "{u'username': u'Chaos Syren', u'product_id': u'643980', u'date': u'2017-12-19', u'text': u'No title.'}\n"
+        "{u'username': u'Chaos Syren', u'product_id': u'761140', u'date': u'2017-12-18', u'text': u'Early.'}\n"
+        "{u'username': u'Chaos Syren', u'product_id': u'761140', u'date': u'2017-12-18', u'text': u'Twice.'}\n"
     ),
     "steam_games.json": (
         "{u'publisher': u'Kotoshiro', u'genres': [u'Action', u'Casual'], u'app_name': u'Lost Summoner Kitty', "
@@ -138,6 +141,23 @@ GOODREADS = {
     ),
 }  # fmt: skip
 
+PAD_CSV = {
+    "Prime_Pantry_cleaned_history.csv": ",user,history\n0,A2,\"['B2', 'B1', 'B2']\"\n1,A10,\"['B1']\"\n",
+    "metadata_Prime_Pantry.csv": 'asin,title\nB9,Never bought\nB2,"Soup &amp; more, hot"\nB1,Salt\n',
+}
+RATINGS_2014 = {
+    "ratings_Music.csv": "A2SUAM1J3GNN3B,0000013714,5.0,1252800000\nA1,B00000JBAT,2.0,1252886400\n",
+    "meta_Music.json.gz": AMAZON_2014["meta_Music.json.gz"],
+}
+RATINGS_2018 = {
+    "Prime_Pantry.csv": "B00000JBAT,A1D4G1SNUZWQOT,5.0,1388534400\nB0000DIWNI,A1,3.0,1388534400\n",
+    "meta_Prime_Pantry.json.zst": AMAZON_2018["meta_Prime_Pantry.json.zst"],
+}
+RATINGS_2023 = {
+    "All_Beauty.csv.gz": "user_id,parent_asin,rating,timestamp\nAG,B00YQ6X8EO,5.0,1588687728923\n",
+    "meta_All_Beauty.jsonl": AMAZON_2023["meta_All_Beauty.jsonl"],
+}
+
 
 def raw_files(files: Mapping[str, str], folder: Path) -> tuple[list[Path], list[Path]]:
     """Write the files of a dump; those of metadata are told by their names."""
@@ -151,7 +171,7 @@ def raw_files(files: Mapping[str, str], folder: Path) -> tuple[list[Path], list[
         if path.suffix == ".zst":
             data = pytest.importorskip("zstandard").compress(data)
         path.write_bytes(data)
-        is_metadata = path.name.startswith(("meta_", "u.item", "movies", "news", "steam_games", "goodreads_books"))
+        is_metadata = path.name.startswith(("meta", "u.item", "movies", "news", "steam_games", "goodreads_books"))
         roles[is_metadata].append(path)
     return roles
 
@@ -312,6 +332,20 @@ def test_files_of_items_without_names_of_their_columns_are_refused(tmp_path: Pat
     assert main(["prepare", "table", *place, "--columns", "user=u", "item=i", *files]) == 2
     assert "item_columns: name the columns of the files of items, as in item=asin title=name" in capsys.readouterr().err
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".csv"]
+
+
+def test_an_object_of_json_lines_may_lack_what_a_table_must_have(tmp_path: Path):
+    source = with_columns(SOURCES["table"], Columns("u", "i", None, "stars"), {"item": "id", "title": "t"}, None, None)
+    (tmp_path / "log.jsonl").write_text(json_lines({"u": "1", "i": "a"}, {"u": "1", "i": "b", "stars": 4}))
+    (tmp_path / "shop.jsonl").write_text(json_lines({"id": "a"}, {"id": "b", "t": "B"}))
+    assert [row.rating for row in source.read_interactions([tmp_path / "log.jsonl"])] == [None, 4.0]
+    assert [item["title"] for item in source.read_items([tmp_path / "shop.jsonl"])] == [None, "B"]
+    (tmp_path / "log.csv").write_text("u,i,star\n1,a,4\n")
+    (tmp_path / "shop.csv").write_text("id,name\na,A\n")
+    with pytest.raises(InputError, match=r"log\.csv: no column 'stars'; the first record has u, i, star"):
+        list(source.read_interactions([tmp_path / "log.csv"]))
+    with pytest.raises(InputError, match=r"shop\.csv: no column 't'; the first record has id, name"):
+        list(source.read_items([tmp_path / "shop.csv"]))
 
 
 def test_parquet_of_another_engine(tmp_path: Path):

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +19,10 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from tqdm import tqdm
 
 from recbole_pad.dataset_prep import encode_text, shares
-from recbole_pad.dataset_prep.encode_text import encode_items
+from recbole_pad.dataset_prep.encode_text import encode_items, read_item_texts
 from recbole_pad.dataset_prep.encoders.base import fill_zero_rows
 from recbole_pad.dataset_prep.errors import InputError
 from recbole_pad.dataset_prep.shares import Shards, encode_shared, threads_of_each
@@ -66,7 +70,7 @@ def filled(shards: Shards, texts: list[str]) -> Any:
     return out
 
 
-def expected(texts: list[str]) -> list[list[int]]:
+def expected(texts: Iterable[str]) -> list[list[int]]:
     return [[0, 0] if text == "." else [len(text), text.count("a")] for text in texts]
 
 
@@ -88,6 +92,18 @@ def test_each_text_gets_its_vector_whatever_the_shards_and_the_processes(
     assert done == [False] * (world - 1) + [True]
     assert filled(shards, texts).tolist() == expected(texts)
     assert sorted(model.seen) == sorted(set(texts)), "a text was encoded twice, or not at all"
+
+
+def test_the_progress_bar_counts_texts_and_tells_speed_and_time_left(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("tqdm.tqdm", partial(tqdm, mininterval=0))  # draws often
+    model = OfLength()
+    shards = Shards(tmp_path / "toy", model, TEXTS, 2)  # type: ignore[arg-type]
+    encode_shared(model, "", shards, 2, True)
+    drawn = capsys.readouterr().err.split("\r")
+    counts = [re.search(r"\| (\d)/7 \[\d\d:\d\d<\d\d:\d\d, +[\d.]+ texts/s\]", line) for line in drawn]
+    assert list(dict.fromkeys(int(found[1]) for found in counts if found)) == [2, 4, 6, 7]
 
 
 def test_the_longest_texts_come_first(tmp_path: Path):
@@ -189,6 +205,42 @@ def test_the_file_holds_what_the_shards_hold_and_the_shards_are_gone(
     assert json.loads(npy.with_suffix(".json").read_text())["dtype"] == stored_as
 
 
+def damaged(npy: Path) -> None:
+    vectors = np.load(npy)
+    vectors[0, 0] += 1
+    np.save(npy, vectors)
+
+
+@pytest.mark.parametrize(
+    ("change", "n_encoded"),
+    [
+        (lambda npy, model: None, 0),
+        (lambda npy, model: toy(npy.parent.parent, ["blue apple", *TEXTS[1:]]), 8),  # "red apple" is there once more
+        (lambda npy, model: setattr(model, "revision", "2"), 7),
+        (lambda npy, model: model.details.update(max_tokens=3), 7),
+        (lambda npy, model: damaged(npy), 7),
+        (lambda npy, model: npy.write_bytes(npy.read_bytes()[:-1]), 7),
+        (lambda npy, model: npy.with_suffix(".json").write_text("[]"), 7),
+        (lambda npy, model: npy.unlink(), 7),
+    ],
+)
+def test_finished_files_of_the_same_texts_and_settings_are_not_made_again(
+    change: Callable[[Path, OfLength], Any], n_encoded: int, tmp_path: Path, of_length: OfLength
+):
+    items, words = toy(tmp_path), {"text_encoder": "of_length", "show_progress": False}
+    npy = encode_items(items, tmp_path / "v", "toy", **words)
+    before = npy.with_suffix(".json").read_bytes()
+    of_length.seen.clear()
+    change(npy, of_length)
+    assert encode_items(items, tmp_path / "v", "toy", **words) == npy
+    assert len(of_length.seen) == n_encoded
+    assert np.load(npy).tolist() == expected(read_item_texts(items, ["title"]).values())
+    if not n_encoded:
+        assert npy.with_suffix(".json").read_bytes() == before
+        encode_items(items, tmp_path / "v", "toy", stored_as="float16", **words)
+        assert np.load(npy).dtype == np.float16
+
+
 def test_texts_that_are_cut_are_counted(tmp_path: Path, of_length: OfLength, caplog: pytest.LogCaptureFixture):
     with caplog.at_level(logging.WARNING):
         npy = encode_items(
@@ -232,41 +284,59 @@ from recbole_pad.dataset_prep import encode_text
 from recbole_pad.dataset_prep.text_encoders import TEXT_ENCODERS
 from tests.unit.test_shares import OfLength
 
+items, folder, where = sys.argv[1:]
+
+def stop():
+    print("half", flush=True)
+    time.sleep(60)
+
 class Slow(OfLength):
     def encode_each(self, texts, batch_size):
-        if len(self.seen) >= 4:
-            print("half", flush=True)
-            time.sleep(60)
+        if where == "encoding" and len(self.seen) >= 4:
+            stop()
         return super().encode_each(texts, batch_size)
 
+def half(shards, out, texts):
+    out[: len(texts) // 2] = 1
+    out.flush()
+    stop()
+
+if where == "joining":
+    encode_text.Shards.fill = half
 TEXT_ENCODERS["of_length"] = Slow
 encode_text.BATCHES_PER_SHARD = 1
-encode_text.encode_items(Path(sys.argv[1]), Path(sys.argv[2]), "toy", text_encoder="of_length", batch_size=2)
+encode_text.encode_items(Path(items), Path(folder), "toy", text_encoder="of_length", batch_size=2)
 """
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("where", "n_done"), [("encoding", 4), ("joining", 7)])
 def test_a_run_that_is_killed_leaves_no_half_file_and_goes_on(
-    tmp_path: Path, of_length: OfLength, monkeypatch: pytest.MonkeyPatch
+    where: str,
+    n_done: int,
+    tmp_path: Path,
+    of_length: OfLength,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ):
     monkeypatch.setattr(encode_text, "BATCHES_PER_SHARD", 1)
     items, folder = toy(tmp_path), tmp_path / "v"
     root = Path(__file__).resolve().parents[2]
     process = subprocess.Popen(
-        [sys.executable, "-c", KILLED, str(items), str(folder)], cwd=root, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", KILLED, str(items), str(folder), where], cwd=root, stdout=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "half\n"
     process.send_signal(signal.SIGKILL)
     process.wait()
     process.stdout.close()
-    assert [path.suffix for path in folder.iterdir()] != [".npy"]
-    assert not list(folder.glob("*.npy"))
-    assert not list(folder.glob("*.json"))
+    left = sorted(path for path in folder.iterdir() if path.is_file())
+    assert [path.suffix for path in left] == ([".tmp"] if where == "joining" else [])
     npy = encode_items(items, folder, "toy", text_encoder="of_length", batch_size=2, show_progress=False)
     assert np.load(npy).tolist() == expected(TEXTS)
-    assert len(of_length.seen) == 7 - 4, "what the killed run had finished was encoded again"
-    assert sorted(path.suffix for path in folder.iterdir()) == [".json", ".npy"]
+    assert len(of_length.seen) == 7 - n_done, "what the killed run had finished was encoded again"
+    assert sorted(path.suffix for path in folder.iterdir()) == [".json", ".npy", *(path.suffix for path in left)]
+    assert ("left by another run, delete it if that was killed" in caplog.text) == (where == "joining")
 
 
 # --- processes of this machine -----------------------------------------------------------------------------
