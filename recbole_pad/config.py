@@ -21,7 +21,7 @@ from recbole_pad.keys import DATA_KEYS, PHASE_KEYS
 from recbole_pad.nn.adapter import ACTIVATIONS, FUSIONS
 from recbole_pad.nn.gate import EQUAL, GATE_NORMS, GATES, RANDOM, USER_GATES
 from recbole_pad.nn.kernels import KERNELS
-from recbole_pad.nn.losses import LOSSES
+from recbole_pad.nn.losses import LOSSES, N_NEGATIVES
 from recbole_pad.nn.mmd import ALIGN_LOSSES
 from recbole_pad.phases import EXPERTS, PHASES
 from recbole_pad.registry import nearest, pick
@@ -118,6 +118,8 @@ class PADConfig:
             values[key] = list(values[key]) if isinstance(values[key], (list, tuple)) else [values[key]]
         for key in ("text_encoder", "text_transform"):
             values[key] = _joined(values[key])
+        if values["n_negatives"] == "auto":
+            values["n_negatives"] = N_NEGATIVES.get(values["loss"], 1)
         settings = cls(**values)
         settings._check()
         return settings

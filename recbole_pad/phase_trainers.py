@@ -310,22 +310,44 @@ class AlignTrainer(PhaseTrainer):
 class FinetuneTrainer(PhaseTrainer):
     """Phase 3: all experts and the gate. Source: docs/method.md section 4.
 
+    Where one expert alone learns, by a loss of its own, it is validated by itself while it does: the mixture, with a
+    gate that is not fitted yet, would stop it before it is done. The phase's result is always that of the mixture.
+
     With ``gate_fit: valid`` the gate is fitted on validation data once the experts have their best weights. The
     validation result of this phase is then in-sample for the gate's few numbers; the test result is not.
     """
 
     phase = "finetune"
 
+    def fit(self, *args: Any, **kwargs: Any) -> Any:
+        """As `PhaseTrainer.fit`."""
+        self.model.phase = self.phase
+        self.model.scored_alone = self.model.learns_alone()
+        try:
+            return super().fit(*args, **kwargs)
+        finally:
+            self.model.scored_alone = None
+
     def _after_training(self, valid_data: Any) -> None:
+        was_alone, self.model.scored_alone = self.model.scored_alone, None
+        if not self._fit_gate(valid_data) and was_alone and valid_data:
+            self._score_mixture(valid_data, "all experts")
+
+    def _score_mixture(self, valid_data: Any, what: str) -> None:
+        self.best_valid_score, self.best_valid_result = self._valid_epoch(valid_data)
+        self.logger.info(f"{what}: {_floats(self.best_valid_result)}")
+
+    def _fit_gate(self, valid_data: Any) -> bool:
+        """Fit the gate if the settings ask for it and there are rows; whether it was done."""
         if self.settings.gate_fit != "valid" or len(self.settings.experts) < 2:
-            return
+            return False
         if not valid_data:
             self.logger.warning(
                 "gate_fit: valid, but there are no validation rows: the gate is not fitted and keeps its weights; "
                 "leave rows for validation (eval_args.split, such as {LS: valid_and_test}), or set gate_fit: train and "
                 "expert_loss: joint"
             )
-            return
+            return False
         dataset = valid_data._dataset
         group = frequency_group(dataset.train_counts)
         weights = drift_weights(dataset.train_histories, dataset.item_num)[group]
@@ -333,8 +355,8 @@ class FinetuneTrainer(PhaseTrainer):
         if self.processes.is_first:  # on all rows: a fit on shares of them would be another one
             fit_gate(self.model, of_all_rows(valid_data), torch.from_numpy(weights).float(), self.settings.seed)
         self.processes.same_values(self.model.gate.parameters())
-        self.best_valid_score, self.best_valid_result = self._valid_epoch(valid_data)
-        self.logger.info(f"gate fitted on validation data (in-sample): {_floats(self.best_valid_result)}")
+        self._score_mixture(valid_data, "gate fitted on validation data (in-sample)")
+        return True
 
 
 PHASE_TRAINERS: dict[str, type[PhaseTrainer]] = {

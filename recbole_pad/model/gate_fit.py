@@ -1,9 +1,9 @@
 """The gate fitted on validation data, the experts frozen: their own training data overrate what they memorised.
 
 In training, an ID expert knows the items of a cold bin by heart, so a gate learned there trusts it; on held-out
-interactions it does not know them. A few numbers fitted on validation rows see the difference. First by cross entropy,
-which finds the region, then by a smooth NDCG, which is what counts. Rows are weighted by how the frequency of targets
-drifts from one step to the next (`drift_weights`). Source: ours, docs/decisions.md, "Gate".
+interactions it does not know them. A few numbers fitted on validation rows see the difference. First, for a moment, by
+cross entropy, which finds the region, then by a smooth NDCG, which is what counts. Rows are weighted by how the
+frequency of targets drifts from one step to the next (`drift_weights`). Source: ours, docs/decisions.md, "Gate".
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _MAX_ROWS = 50_000  # validation rows used
 _PAIR_MEMORY = 2**30  # bytes for the pairs of experts without vectors; no further rows are used beyond
 _PAIR_BYTES = 48  # of a pair while those of all rows are put together
 _MAX_ITEMS = 20_000  # candidates, drawn once; the targets of a batch are added
-_BATCH_ROWS = 256
+_BATCH_ROWS = 128
 _LEARNING_RATE = 0.05
 _AVERAGED_STEPS = 150
 _RANK_TEMPERATURE = 0.3  # score difference over which a rank counts as half won
@@ -196,7 +196,7 @@ def _smooth_ndcg(scores: Tensor, place: Tensor) -> Tensor:
     return -1 / torch.log2(1 + rank)
 
 
-_STAGES: tuple[tuple[Callable[[Tensor, Tensor], Tensor], int], ...] = ((_cross_entropy, 200), (_smooth_ndcg, 300))
+_STAGES: tuple[tuple[Callable[[Tensor, Tensor], Tensor], int], ...] = ((_cross_entropy, 50), (_smooth_ndcg, 450))
 
 
 def _scores(model: PAD, candidates: Candidates, rows: HeldOutRows, batch: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -42,6 +44,19 @@ class NegativeSampler(nn.Module):
             place = torch.searchsorted(self.cumulative, mark, right=True)
             return self.pool[place.clamp(max=len(self.pool) - 1)]
         return self.pool[torch.randint(len(self.pool), shape, device=self.pool.device)]
+
+    def draw_shared(self, n_negatives: int) -> Tensor:
+        """Negatives for a whole step, shape (K,): drawn from the pool, or the pool itself where it has no more than K.
+
+        With the whole pool and `log_expected_count` the sampled softmax is the full one.
+        """
+        return self.pool if n_negatives >= len(self.pool) else self.draw(n_negatives)
+
+    def log_expected_count(self, negatives: Tensor) -> Tensor:
+        """Log of how often each of the K items that `draw_shared` gave is expected among them: (K,) -> (K,)."""
+        if len(negatives) >= len(self.pool):
+            return torch.zeros_like(negatives, dtype=self.log_probability.dtype)
+        return self.log_probability[negatives] + math.log(len(negatives))
 
     def draw_unseen_by(self, users: Tensor, n_negatives: int) -> Tensor:
         """Negatives that are not in the user's training sequence.

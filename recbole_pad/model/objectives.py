@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -52,7 +51,7 @@ def _per_position(sampler: NegativeSampler | None, users: Tensor, n_negatives: i
 
 def _shared(sampler: NegativeSampler | None, users: Tensor, n_negatives: int) -> Tensor | None:
     assert sampler is not None
-    return sampler.draw(n_negatives)
+    return sampler.draw_shared(n_negatives)
 
 
 def _full_softmax(step: Step) -> Tensor:
@@ -77,14 +76,12 @@ def _sampled_softmax(step: Step) -> Tensor:
     assert step.negatives is not None
     assert step.negative_ids is not None
     neg_score = step.states @ step.vectors[step.negatives].T
-    log_probability, log_drawn = step.sampler.log_probability, math.log(len(step.negatives))
     return sampled_softmax(
         _pos_score(step),
         neg_score,
         step.negative_ids[None, :] == step.target_ids[:, None],
-        (log_probability[step.negative_ids] + log_drawn).expand_as(neg_score),
-        # the target is always in, whatever the sampler's chance: corrected by the same rule as a negative
-        log_probability[step.target_ids] + log_drawn,
+        # of the negatives alone: the target is not drawn, it is always in (Khrylchenko et al. 2025)
+        step.sampler.log_expected_count(step.negative_ids).expand_as(neg_score),
     )
 
 

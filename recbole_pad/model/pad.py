@@ -36,7 +36,8 @@ class PAD(VectorRecommender):
     """Experts (`experts`), mixed by a gate on how frequent the item, and the user's newest item, is in training.
 
     The attribute `phase` chooses what is trained and scored: the ID expert alone (``pretrain``), the aligned expert
-    alone (``align``), or all configured experts through the gate (``finetune``). Expert k has item vectors v_k and
+    alone (``align``), or all configured experts through the gate (``finetune``; with `scored_alone` set, that one of
+    them is scored by itself). Expert k has item vectors v_k and
     user states h_k of its own. A gate weight is that of the item, w_k, times that of the user, g_k, so the score is
     one inner product: s(u, i) = [g_1 h_1; g_2 h_2; ...] . [w_1 v_1; w_2 v_2; ...]; the Markov expert has no vectors
     and adds to it for a few items of each user (`pair_scores`).
@@ -76,6 +77,7 @@ class PAD(VectorRecommender):
             name: updates_rows(settings, self.n_items - 1, OBJECTIVES[settings.loss].needs_sampler, name)
             for name, settings in self.phase_settings.items()
         }
+        self.scored_alone: str | None = None
         self.phase = self.settings.phases[-1]
         self.text_fingerprint = dataset.text_table.fingerprint if members - WITHOUT_TEXT else None
         self.trained_before: set[str] = set()
@@ -128,6 +130,11 @@ class PAD(VectorRecommender):
         """Whether the present phase has anything to train: an expert, or the gate through a joint loss."""
         return bool(self.learning_experts()) or (len(self._members(self.phase)) > 1 and not self._separate)
 
+    def learns_alone(self) -> str | None:
+        """The one expert that the present phase trains, by a loss of its own; None: several, or a joint loss."""
+        learning = self.learning_experts()
+        return learning[0] if self._separate and len(learning) == 1 else None
+
     @property
     def _separate(self) -> bool:
         return self.settings.expert_loss == "separate" and len(self._members(self.phase)) > 1
@@ -145,12 +152,12 @@ class PAD(VectorRecommender):
 
     def _with_vectors(self) -> list[tuple[int, Expert]]:
         """The experts of the present phase that score by inner products, each with its column of the gate."""
-        experts = enumerate(self.experts[name] for name in self._members(self.phase))
+        experts = enumerate(self.experts[name] for name in self._scored())
         return [(column, expert) for column, expert in experts if isinstance(expert, Expert)]
 
     def _with_pairs(self) -> list[tuple[int, Transitions]]:
         """The experts of the present phase that score a few items of each user, likewise."""
-        experts = enumerate(self.experts[name] for name in self._members(self.phase))
+        experts = enumerate(self.experts[name] for name in self._scored())
         return [(column, expert) for column, expert in experts if isinstance(expert, Transitions)]
 
     def gate_columns(self) -> tuple[list[int], list[int]]:
@@ -159,7 +166,11 @@ class PAD(VectorRecommender):
 
     @property
     def _is_gated(self) -> bool:
-        return len(self._members(self.phase)) > 1
+        return len(self._scored()) > 1
+
+    def _scored(self) -> tuple[str, ...]:
+        """The experts that a score is made of: those of the present phase, or one of them alone (`scored_alone`)."""
+        return self._members(self.phase) if self.scored_alone is None else (self.scored_alone,)
 
     # --- scoring ----------------------------------------------------------------------------------------------------
 
@@ -342,7 +353,8 @@ class PAD(VectorRecommender):
         They count once each, or as often as they stand in the slots of the batch, with padding (published).
         The alignment loss is no mean over rows: each process takes the rows of all of them, and gets the same loss.
         """
-        drawn = [] if negatives is None else [negatives.flatten()]
+        # negatives of positions belong to the batch; those that a step shares are of its loss alone
+        drawn = [negatives.flatten()] if negatives is not None and negatives.dim() == 2 else []
         if self.phase_settings[self.phase].mmd_rows == "unique":
             own = torch.unique(torch.cat([positions.item_seq.flatten(), positions.target, *drawn]))
             rows = own if self.processes.alone else torch.unique(self._of_all_processes(own, interaction))

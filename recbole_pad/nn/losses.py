@@ -85,7 +85,8 @@ def sampled_softmax(
     Raises:
         ValueError: shapes that do not fit or are empty.
 
-    Source: Bengio and Senecal 2008, IEEE TNN 19(4); Yi et al. 2019, RecSys (sampling-bias correction).
+    Source: Bengio and Senecal 2008, IEEE TNN 19(4); Yi et al. 2019, RecSys (sampling-bias correction); Khrylchenko et
+    al. 2025, RecSys (the target, which is not drawn, is not corrected).
     """
     _check_negatives(pos_score, neg_score)
     _check_shape("neg_is_target", neg_is_target, neg_score)
@@ -116,3 +117,5 @@ def _check_negatives(pos_score: Tensor, neg_score: Tensor) -> None:
 
 LOSSES: dict[str, Callable[..., Tensor]] = {"ce": softmax_ce, "bce": bce, "sampled_softmax": sampled_softmax}
 """The losses by config word. Their arguments differ: `ce` needs all scores, the others only samples."""
+N_NEGATIVES = {"bce": 1, "sampled_softmax": 1024}
+"""`n_negatives: auto`: of each position (bce), or shared by a step (sampled_softmax)."""

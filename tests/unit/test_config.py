@@ -374,7 +374,21 @@ def test_the_defaults_are_allowed(config):
     settings = {field.name: getattr(PADConfig.read(config()), field.name) for field in fields(PADConfig)}
     untouched = set(defaults()) & set(settings) - set(config().external_config_dict)
     assert len(untouched) > 30
-    assert {key: settings[key] for key in untouched} == {key: defaults()[key] for key in untouched}
+    written = {**defaults(), "n_negatives": 1024}  # auto, read for sampled_softmax
+    assert {key: settings[key] for key in untouched} == {key: written[key] for key in untouched}
+
+
+@pytest.mark.parametrize(
+    ("loss", "given", "read"),
+    [("bce", "auto", 1), ("sampled_softmax", "auto", 1024), ("bce", 7, 7), ("sampled_softmax", 7, 7)],
+)
+def test_n_negatives_are_those_of_the_loss_unless_given(config, loss: str, given: object, read: int):
+    assert PADConfig.read(config(loss=loss, n_negatives=given)).n_negatives == read
+
+
+def test_a_misspelt_n_negatives_is_refused(config):
+    with pytest.raises(InputError, match="n_negatives: 'atuo'"):
+        PADConfig.read(config(n_negatives="atuo"))
 
 
 def test_keys_named_for_phases_are_settings():

@@ -222,16 +222,41 @@ def test_bce_by_hand():
 
 
 def test_sampled_softmax_by_hand():
-    """Uniform draws cancel; the negative that is the target is left out: -log(e^2 / (e^2 + e))."""
+    """Two draws of nine items: a negative stands for 9/2; the one that is the target is left out."""
     loss = OBJECTIVES["sampled_softmax"].loss(step(torch.tensor([1, 0]), torch.tensor([6, 5])))
-    assert loss.item() == pytest.approx(np.log1p(np.exp(-1)), rel=1e-6)
+    assert loss.item() == pytest.approx(np.log1p(4.5 * np.exp(-1)), rel=1e-6)
+
+
+@pytest.mark.parametrize("by_popularity", [False, True])
+def test_sampled_softmax_with_the_whole_pool_is_the_full_softmax(by_popularity: bool):
+    """Scores 2 (target), 1, 0 of the three items in the pool, each once, however often it would be drawn."""
+    sampler = sampler_of([[1]], counts=[0, 0, 0, 0, 0, 4, 2, 0, 0, 1], by_popularity=by_popularity)
+    negatives = OBJECTIVES["sampled_softmax"].draw(sampler, torch.tensor([1]), 3)
+    assert negatives is not None
+    assert negatives.tolist() == [5, 6, 9]
+    whole = replace(step(torch.tensor([0, 1, 2]), negatives), sampler=sampler)
+    assert OBJECTIVES["sampled_softmax"].loss(whole).item() == pytest.approx(
+        np.log1p(np.exp(-1) + np.exp(-2)), rel=1e-6
+    )
+
+
+def test_sampled_softmax_estimates_the_full_one_without_bias():
+    """The mean over many draws of sum_k exp(s_k) / (K q_k) is the sum over all other items (here 8, of score 0)."""
+    torch.manual_seed(0)
+    sampler = sampler_of([[1]], counts=[0, 1, 9, 1, 4, 1, 1, 1, 30, 1], by_popularity=True)
+    sums = []
+    for _ in range(4000):
+        drawn = sampler.draw_shared(8)
+        kept = drawn != 5  # the target
+        sums.append(torch.exp(-sampler.log_expected_count(drawn)[kept]).sum().item())
+    assert np.mean(sums) == pytest.approx(8, abs=4 * np.std(sums) / np.sqrt(len(sums)))
 
 
 def test_sampled_softmax_takes_out_how_often_popular_items_are_drawn():
-    """Counts 4 (target), 2, 1 of 7; two draws: scores 2, 1, 0 less log(2 * 4/7), log(2 * 2/7), log(2 * 1/7)."""
+    """Counts 4 (target), 2, 1 of 7; two draws: negatives of scores 1, 0 less log(2 * 2/7), log(2 * 1/7)."""
     counts = [0, 0, 0, 0, 0, 4, 2, 0, 0, 1]
     drawn = step(torch.tensor([1, 2]), torch.tensor([6, 9]))
     popular = replace(drawn, sampler=sampler_of([[1]], counts=counts, by_popularity=True))
     loss = OBJECTIVES["sampled_softmax"].loss(popular)
-    scores = [2 - np.log(8 / 7), 1 - np.log(4 / 7), 0 - np.log(2 / 7)]
+    scores = [2, 1 - np.log(4 / 7), 0 - np.log(2 / 7)]
     assert loss.item() == pytest.approx(np.log(np.exp(scores).sum()) - scores[0], rel=1e-6)

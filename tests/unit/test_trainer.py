@@ -325,6 +325,34 @@ def test_a_gate_fitted_on_validation_data_leaves_the_experts_as_they_are(saved: 
     assert all(name.startswith("gate.") for name in changed)
 
 
+def test_an_expert_that_learns_alone_is_validated_by_itself_and_the_phase_by_the_mixture(build: Build):
+    """Its curve is that of a run that has no other expert; the phase's result is RecBole's evaluation of all of them."""
+    curves, results = [], []
+    for changes in ({"gate_fit": "none"}, {"experts": ["llm"]}):
+        run = build(epochs=3, stopping_step=9, **changes)
+        run.model.start_experts({"rec", "align"})  # as after the earlier phases: they learn no more
+        trainer = FinetuneTrainer(run.config, run.model)
+        _, result = trainer.fit(run.train, run.valid)
+        curves.append(trainer.record.valid_curve)
+        results.append(result)
+        assert run.model.scored_alone is None
+        assert result == dict(trainer.evaluate(run.valid))
+        assert trainer.record.best_valid_result == result
+    assert curves[0] == curves[1]
+    assert results[0] != results[1]
+
+
+@pytest.mark.parametrize("changes", [{"retrain_experts": True}, LEARNED_GATE], ids=["several learn", "joint loss"])
+def test_where_no_expert_learns_alone_the_mixture_is_validated(changes: dict[str, Any], build: Build):
+    run = build(epochs=1, gate_fit="none", **{key: value for key, value in changes.items() if key != "gate_fit"})
+    run.model.start_experts({"rec", "align"})
+    assert run.model.learns_alone() is None
+    trainer = FinetuneTrainer(run.config, run.model)
+    _, result = trainer.fit(run.train, run.valid)
+    assert result is not None
+    assert trainer.record.valid_curve == [[0, result["ndcg@10"]]]
+
+
 @pytest.mark.parametrize(
     ("changes", "warned"),
     [
