@@ -252,7 +252,10 @@ def _add_grid(parser: argparse.ArgumentParser) -> None:
 
 def _add_compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--models", nargs="+", required=True, help="names, with settings of their own: PAD,SASRec,PAD:backbone=GRU4Rec"
+        "--models",
+        nargs="+",
+        required=True,
+        help="names, with settings of their own: PAD,SASRec,PAD:backbone=GRU4Rec; @NAME or @FILE.yaml: those of a file",
     )
     parser.add_argument("--datasets", nargs="+", required=True, help="dataset names")
     parser.add_argument("--seeds", nargs="+", default=["1"], help="seeds (default: 1)")

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import yaml
 from recbole.utils import argument_list
 
-from recbole_pad.config import properties, unread_keys
+from recbole_pad.config import properties, property_names, unread_keys
 from recbole_pad.errors import InputError
 from recbole_pad.experiments.cells import Cell
 from recbole_pad.quick_start import check_model
 from recbole_pad.registration import MODELS
+from recbole_pad.registry import pick
 
 _RECBOLE_KEYS = (
     argument_list.general_arguments,
@@ -72,10 +74,14 @@ def is_trained(model: str) -> bool:
 def parse_variants(words: Sequence[str]) -> list[Variant]:
     """Read model names with settings, separated by commas or spaces; commas inside brackets belong to values.
 
+    ``@NAME`` or ``@FILE.yaml`` stands for all models of properties/experiment/NAME.yaml, or of a file: a mapping from
+    labels to settings, of the model of that name, or of the one that the key ``model`` names.
+
     Raises:
-        InputError: for an unknown model, a setting that is none, or the same variant twice.
+        InputError: for an unknown model or file, a setting that is none, or the same variant twice.
     """
-    variants = [_variant(word) for text in words for word in split_outside_brackets(text, ",")]
+    parts = [word for text in words for word in split_outside_brackets(text, ",")]
+    variants = [variant for word in parts for variant in (_of_file(word[1:]) if word[0] == "@" else [_variant(word)])]
     labels = [variant.label for variant in variants]
     doubled = [label for label in labels if labels.count(label) > 1]
     if doubled:
@@ -89,6 +95,27 @@ def _variant(word: str) -> Variant:
     model, *settings = split_outside_brackets(word, ":")
     check_model(model)
     return Variant(word, model, parse_settings(settings))
+
+
+def _of_file(word: str) -> list[Variant]:
+    if word.endswith((".yaml", ".yml")):
+        try:
+            content = yaml.safe_load(Path(word).read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise InputError(f"models: @{word}: there is no such file") from error
+        except yaml.YAMLError as error:
+            raise InputError(f"models: @{word}: is not YAML: {error}") from error
+    else:
+        pick(dict.fromkeys(property_names("experiment")), word, "models: @")
+        content = properties("experiment", f"{word}.yaml")
+    if not isinstance(content, dict) or not all(isinstance(own, dict) for own in content.values()):
+        raise InputError(f"models: @{word}: is no mapping from labels to settings, such as `SASRec: {{n_layers: 1}}`")
+    variants = []
+    for label, settings in content.items():
+        model = settings.pop("model", label)
+        check_model(model)
+        variants.append(Variant(str(label), model, settings))
+    return variants
 
 
 def parse_settings(words: Sequence[str]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import yaml
 
-from recbole_pad.config import PADConfig
+from recbole_pad.config import PADConfig, properties
 from recbole_pad.data.frequency import FREQUENCY_GROUPS
 from recbole_pad.errors import InputError
 from recbole_pad.evaluation.collector import Ranks
@@ -133,6 +133,48 @@ def test_a_variants_own_settings_win_over_the_shared_ones():
 def test_bad_variants_are_refused(words: list[str], message: str):
     with pytest.raises(InputError, match=message):
         parse_variants(words)
+
+
+def test_a_file_of_variants_stands_for_all_of_them(tmp_path: Path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("IDRec: {}\nwide: {model: MoRec, hidden_size: 128}\n")
+    found = parse_variants([f"PAD,@{path}"])
+    assert [(each.label, each.model, each.settings) for each in found] == [
+        ("PAD", "PAD", {}), ("IDRec", "IDRec", {}), ("wide", "MoRec", {"hidden_size": 128}),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "there is no such file"),
+        ("IDRec: {", "is not YAML"),
+        ("IDRec: 3", "is no mapping from labels to settings"),
+        ("- IDRec", "is no mapping from labels to settings"),
+        ("IDRecc: {}", "did you mean 'IDRec'"),
+        ("PAD: {}", "'PAD' stands there twice"),
+    ],
+)
+def test_a_bad_file_of_variants_is_refused(content: str | None, message: str, tmp_path: Path):
+    path = tmp_path / "mine.yaml"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(InputError, match=message):
+        parse_variants([f"PAD,@{path}"])
+
+
+def test_an_unknown_name_of_a_file_of_variants_is_refused():
+    with pytest.raises(InputError, match=r"'tuned_rival' is not known \(did you mean 'tuned_rivals'"):
+        parse_variants(["@tuned_rivals", "@tuned_rival"])
+
+
+def test_the_tuned_rivals_are_models_with_keys_that_their_search_space_has():
+    found = parse_variants(["@tuned_rivals"])
+    assert len(found) > 1
+    for variant in found:
+        space = properties("space", f"{variant.model}-few.yaml")
+        assert space
+        assert set(variant.settings) <= set(space)
 
 
 def test_settings_are_read_as_yaml():

@@ -326,7 +326,7 @@ def test_a_gate_fitted_on_validation_data_leaves_the_experts_as_they_are(saved: 
 
 
 def test_an_expert_that_learns_alone_is_validated_by_itself_and_the_phase_by_the_mixture(build: Build):
-    """Its curve is that of a run that has no other expert; the phase's result is RecBole's evaluation of all of them."""
+    """Its curve is that of a run without other experts; the phase's result is RecBole's evaluation of all of them."""
     curves, results = [], []
     for changes in ({"gate_fit": "none"}, {"experts": ["llm"]}):
         run = build(epochs=3, stopping_step=9, **changes)
