@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 _MAX_REDRAWS = 50
+
+
+def way_of(settings: Any) -> tuple[bool, bool]:
+    """How the settings want negatives drawn: (`seen_only`, `by_popularity`) of a `NegativeSampler`."""
+    return settings.negatives == "seen", settings.negative_sampling == "popularity"
 
 
 class NegativeSampler(nn.Module):

@@ -20,7 +20,7 @@ from recbole_pad.data.loader import REPEATED
 from recbole_pad.distributed import Processes
 from recbole_pad.model.experts import Expert, build_experts
 from recbole_pad.model.items import AlignedVectors, Catalogue, IDVectors, text_vectors_of
-from recbole_pad.model.negatives import NegativeSampler
+from recbole_pad.model.negatives import NegativeSampler, way_of
 from recbole_pad.model.objectives import OBJECTIVES, Step
 from recbole_pad.model.positions import BatchReader, Positions, StepItems, newest_items, places_in, with_padding
 from recbole_pad.model.transitions import Transitions
@@ -85,7 +85,7 @@ class PAD(VectorRecommender):
     def _build_samplers(self, dataset: Any) -> nn.ModuleDict:
         """A sampler for each phase whose loss draws negatives; phases that draw alike share one."""
         of_phase = {
-            name: (settings.negatives == "seen", settings.negative_sampling == "popularity")
+            name: way_of(settings)
             for name, settings in self.phase_settings.items()
             if OBJECTIVES[settings.loss].needs_sampler
         }

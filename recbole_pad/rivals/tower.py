@@ -20,7 +20,7 @@ from recbole_pad.distributed import Processes
 from recbole_pad.model.backbone import Backbone
 from recbole_pad.model.experts import Expert, start_seed, trained_expert
 from recbole_pad.model.items import Catalogue, text_vectors_of
-from recbole_pad.model.negatives import NegativeSampler
+from recbole_pad.model.negatives import NegativeSampler, way_of
 from recbole_pad.model.objectives import OBJECTIVES
 from recbole_pad.model.positions import BatchReader, Encoder, StepItems, places_in, with_padding
 from recbole_pad.model.vector_recommender import VectorRecommender
@@ -87,8 +87,7 @@ class Tower(VectorRecommender):
 
     def _build_sampler(self, dataset: Any) -> NegativeSampler:
         keys = dataset.train_histories.keys(self.n_items)
-        how = self.settings.negatives == "seen", self.settings.negative_sampling == "popularity"
-        return NegativeSampler(self.catalogue.counts, keys, *how)
+        return NegativeSampler(self.catalogue.counts, keys, *way_of(self.settings))
 
     # --- what a model says --------------------------------------------------------------------------------------------
 

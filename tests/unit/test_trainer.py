@@ -394,7 +394,7 @@ def test_each_phase_can_be_entered_again_with_its_best_weights(saved: bool, buil
 
 def test_the_best_weights_pass_on_to_the_next_phase(build: Build, monkeypatch: pytest.MonkeyPatch):
     """Pre-training is best at epoch 0 of 3; alignment starts from those ID vectors and that encoder."""
-    run = build(epochs=3, stopping_step=9, **LEARNED_GATE)
+    run = build(epochs=3, stopping_step=9, align_start="pretrain", **LEARNED_GATE)
     force_scores(monkeypatch, [0.5, 0.2, 0.1] * 3)
     best: dict[str, torch.Tensor] = {}
 
