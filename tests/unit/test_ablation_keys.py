@@ -64,7 +64,13 @@ def test_the_anchor_weighs_the_recommendation_loss_of_alignment_and_nothing_else
 
 def test_without_an_anchor_the_user_encoder_stays_as_it_is(build: Build):
     """The alignment loss reads item vectors alone."""
-    run = build(anchor_weight=0, phases=["pretrain", "align"], weight_decay=0.0, **{"align.eval_step": 0})
+    run = build(
+        anchor_weight=0,
+        align_start="pretrain",
+        phases=["pretrain", "align"],
+        weight_decay=0.0,
+        **{"align.eval_step": 0},
+    )
     trainer = fitted(run)
     rec, align = run.model.experts["rec"], run.model.experts["align"]
     for name, value in rec.backbone.state_dict().items():
