@@ -227,9 +227,9 @@ ALL = ["pretrain", "align", "finetune"]
         # what alignment reads first
         ({"mmd_weight": 0.3}, ["align", "finetune"]),
         ({"anchor_weight": 0.5}, ["align", "finetune"]),
-        ({"align_start": "random"}, ["align", "finetune"]),
+        ({"align_start": "pretrain"}, ["align", "finetune"]),
         ({"adapter_layers": 1}, ["align", "finetune"]),
-        ({"fusion": "add"}, ["align", "finetune"]),
+        ({"fusion": "concat"}, ["align", "finetune"]),
         ({"text_transform": "none"}, ["align", "finetune"]),
         ({"text_fields": ["title", "kind"]}, ["align", "finetune"]),
         ({"align.learning_rate": 0.02}, ["align", "finetune"]),
