@@ -212,7 +212,12 @@ OF_PAD = [  # a rival, PAD's phase, and what makes PAD's expert the same
     ("IDRec", "pretrain", {}, {}),
     ("MoRec", "finetune", {"experts": ["llm"]}, {}),
     ("IDTextSum", "align", {"align_loss": "none", "fusion": "add", "id_dropout": 0.0}, {}),
-    ("IDTextConcat", "align", {"align_loss": "none", "id_dropout": 0.0, "fusion_init": "xavier"}, {}),
+    (
+        "IDTextConcat",
+        "align",
+        {"align_loss": "none", "fusion": "concat", "id_dropout": 0.0, "fusion_init": "xavier"},
+        {},
+    ),
     (
         "InfoNCEAligned",
         "align",
