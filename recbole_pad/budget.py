@@ -1,9 +1,27 @@
-"""A limit on training time that every model keeps in the same way (config key `train_seconds`)."""
+"""When training ends: a limit of time that every model keeps in the same way, and the patience of early stopping."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
+
+AUTO = "auto"
+_EVALUATIONS, _STEPS = 4, 300  # of `stopping_step: auto`
+
+
+def patience(stopping_step: int | str, eval_step: int, steps_of_epoch: int) -> int:
+    """Evaluations without a better score that training takes before it stops (config key `stopping_step`).
+
+    Args:
+        stopping_step: a number, which is returned; or ``auto``: 4, and at least as many as 300 optimizer steps take: on a
+            small dataset an epoch is a few steps, of which a score may well take hundreds to rise.
+        eval_step: epochs between evaluations.
+        steps_of_epoch: optimizer steps of an epoch.
+    """
+    if stopping_step != AUTO:
+        return int(stopping_step)
+    return max(_EVALUATIONS, math.ceil(_STEPS / max(1, steps_of_epoch * eval_step)))
 
 
 class BudgetSpent(Exception):  # noqa: N818 - an end, not an error
@@ -11,7 +29,7 @@ class BudgetSpent(Exception):  # noqa: N818 - an end, not an error
 
 
 class Budget:
-    """Ends training at the first validation after so many seconds.
+    """Ends training at the first validation after so many seconds (config key `train_seconds`).
 
     RecBole calls back after it has validated an epoch and saved the best one, so nothing is lost, and every training
     (every phase of PAD) has at least one epoch.

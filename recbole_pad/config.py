@@ -16,6 +16,7 @@ import yaml
 from recbole.utils import ModelType
 
 from recbole_pad.backbones import backbone_spec
+from recbole_pad.budget import AUTO
 from recbole_pad.errors import InputError
 from recbole_pad.keys import DATA_KEYS, PHASE_KEYS
 from recbole_pad.nn.adapter import ACTIVATIONS, FUSIONS
@@ -90,7 +91,7 @@ class PADConfig:
     weight_decay: float
     weight_average: float
     epochs: int
-    stopping_step: int
+    stopping_step: int | str
     seed: int
     score_memory_mb: int
     text_memory_mb: int
@@ -118,7 +119,7 @@ class PADConfig:
             values[key] = list(values[key]) if isinstance(values[key], (list, tuple)) else [values[key]]
         for key in ("text_encoder", "text_transform"):
             values[key] = _joined(values[key])
-        if values["n_negatives"] == "auto":
+        if values["n_negatives"] == AUTO:
             values["n_negatives"] = N_NEGATIVES.get(values["loss"], 1)
         settings = cls(**values)
         settings._check()
@@ -138,8 +139,10 @@ class PADConfig:
         for key in (field.name for field in fields(self) if field.type == "bool"):
             if not isinstance(getattr(self, key), bool):
                 raise InputError(f"{key}: {getattr(self, key)!r} is neither True nor False")
-        whole = {field.name for field in fields(self) if field.type == "int"}
+        whole = {field.name for field in fields(self) if field.type in ("int", "int | str")}
         for key, (low, high) in _RANGES.items():
+            if key == "stopping_step" and self.stopping_step == AUTO:
+                continue
             check_number(key, getattr(self, key), low, high, key in whole)
         if not self.mmd_bandwidths or not all(_is_number(alpha) and alpha > 0 for alpha in self.mmd_bandwidths):
             raise InputError(f"mmd_bandwidths: {self.mmd_bandwidths} must be numbers > 0, at least one")

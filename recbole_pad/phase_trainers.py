@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from recbole_pad import checkpoint
 from recbole_pad.averaging import WeightAverage
-from recbole_pad.budget import BudgetSpent
+from recbole_pad.budget import BudgetSpent, patience
 from recbole_pad.checkpoint import RunFolder
 from recbole_pad.config import PADConfig, phase_view
 from recbole_pad.data.drift import drift_weights
@@ -134,6 +134,7 @@ class PhaseTrainer(Trainer):
         if self._continue_from is None:
             self._seed()
         self._use_batch_size(train_data)
+        self.stopping_step = patience(self.config["stopping_step"], self.eval_step, len(train_data))
         self.model.zero_grad(set_to_none=True)  # of earlier phases: RecBole clips over all parameters
 
         def validated(epoch: int, score: float) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from recbole.trainer import Trainer
 
 from recbole_pad.averaging import WeightAverage
+from recbole_pad.budget import patience
 
 
 class RivalTrainer(Trainer):
@@ -20,6 +21,11 @@ class RivalTrainer(Trainer):
         super().__init__(config, model)
         trained = (parameter for parameter in model.parameters() if parameter.requires_grad)
         self.average = WeightAverage(trained, self.optimizer, model.settings.weight_average)
+
+    def fit(self, train_data: Any, *args: Any, **kwargs: Any) -> Any:
+        """As RecBole's `Trainer.fit`; `stopping_step` may be ``auto``."""
+        self.stopping_step = patience(self.config["stopping_step"], self.eval_step, len(train_data))
+        return super().fit(train_data, *args, **kwargs)
 
     def _train_epoch(self, train_data: Any, epoch_idx: int, *args: Any, **kwargs: Any) -> Any:
         self.average.leave()
