@@ -14,8 +14,8 @@ def patience(stopping_step: int | str, eval_step: int, steps_of_epoch: int) -> i
     """Evaluations without a better score that training takes before it stops (config key `stopping_step`).
 
     Args:
-        stopping_step: a number, which is returned; or ``auto``: 4, and at least as many as 300 optimizer steps take: on a
-            small dataset an epoch is a few steps, of which a score may well take hundreds to rise.
+        stopping_step: a number, which is returned; or ``auto``: 4, and at least as many as 300 optimizer steps take: on
+            a small dataset an epoch is a few steps, of which a score may well take hundreds to rise.
         eval_step: epochs between evaluations.
         steps_of_epoch: optimizer steps of an epoch.
     """
