@@ -269,6 +269,20 @@ def properties(*parts: str) -> dict[str, Any]:
     return yaml.safe_load(file.read_text(encoding="utf-8")) or {} if file.is_file() else {}
 
 
+def read_yaml(path: Path, missing: str) -> Any:
+    """The content of a user's YAML file.
+
+    Raises:
+        InputError: with the text `missing` where there is no such file, or for a file that is not YAML.
+    """
+    if not path.is_file():
+        raise InputError(missing)
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: is not YAML: {error}") from error
+
+
 def property_names(folder: str) -> list[str]:
     """Names (without suffix) of our property files in a folder."""
     return sorted(

@@ -134,7 +134,7 @@ class PhaseTrainer(Trainer):
         if self._continue_from is None:
             self._seed()
         self._use_batch_size(train_data)
-        self.stopping_step = patience(self.config["stopping_step"], self.eval_step, len(train_data))
+        self.stopping_step = patience(self.settings.stopping_step, self.eval_step, len(train_data))
         self.model.zero_grad(set_to_none=True)  # of earlier phases: RecBole clips over all parameters
 
         def validated(epoch: int, score: float) -> None:

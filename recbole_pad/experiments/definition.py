@@ -7,9 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from recbole_pad.config import properties, property_names
+from recbole_pad.config import properties, property_names, read_yaml
 from recbole_pad.errors import InputError
 from recbole_pad.registry import nearest
 
@@ -94,13 +92,7 @@ def read_experiment(word: str) -> Experiment:
     """
     if word.endswith((".yaml", ".yml")):
         path = Path(word)
-        if not path.is_file():
-            raise InputError(f"experiment: {path} does not exist")
-        try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
-            raise InputError(f"{path}: is not YAML: {error}") from error
-        return parse_experiment(path.stem, content)
+        return parse_experiment(path.stem, read_yaml(path, f"experiment: {path} does not exist"))
     known = experiment_names()
     if word not in known:
         raise InputError(

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from recbole.utils import argument_list
 
-from recbole_pad.config import properties, property_names, unread_keys
+from recbole_pad.config import properties, property_names, read_yaml, unread_keys
 from recbole_pad.errors import InputError
 from recbole_pad.experiments.cells import Cell
 from recbole_pad.quick_start import check_model
@@ -99,12 +99,7 @@ def _variant(word: str) -> Variant:
 
 def _of_file(word: str) -> list[Variant]:
     if word.endswith((".yaml", ".yml")):
-        try:
-            content = yaml.safe_load(Path(word).read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise InputError(f"models: @{word}: there is no such file") from error
-        except yaml.YAMLError as error:
-            raise InputError(f"models: @{word}: is not YAML: {error}") from error
+        content = read_yaml(Path(word), f"models: @{word}: there is no such file")
     else:
         pick(dict.fromkeys(property_names("experiment")), word, "models: @")
         content = properties("experiment", f"{word}.yaml")

@@ -37,10 +37,10 @@ class PAD(VectorRecommender):
 
     The attribute `phase` chooses what is trained and scored: the ID expert alone (``pretrain``), the aligned expert
     alone (``align``), or all configured experts through the gate (``finetune``; with `scored_alone` set, that one of
-    them is scored by itself). Expert k has item vectors v_k and
-    user states h_k of its own. A gate weight is that of the item, w_k, times that of the user, g_k, so the score is
-    one inner product: s(u, i) = [g_1 h_1; g_2 h_2; ...] . [w_1 v_1; w_2 v_2; ...]; the Markov expert has no vectors
-    and adds to it for a few items of each user (`pair_scores`).
+    them is scored by itself). Expert k has item vectors v_k and user states h_k of its own. A gate weight is that of
+    the item, w_k, times that of the user, g_k, so the score is one inner product: s(u, i) = [g_1 h_1; g_2 h_2; ...] .
+    [w_1 v_1; w_2 v_2; ...]; the Markov expert has no vectors and adds to it for a few items of each user
+    (`pair_scores`).
 
     Args:
         config: RecBole's config; keys in properties/model/PAD.yaml.

@@ -76,8 +76,8 @@ def sampled_softmax(
             such a negative is left out. A row whose negatives are all hits has loss 0.
         log_expected_count: log of the expected number of draws of each negative, shape (M, K); None: no
             correction.
-        pos_log_expected: the same for the target, shape (M,); None: no correction. Give both or neither,
-            unless the one-sided variant is wanted.
+        pos_log_expected: the same for a target that the sampler draws too, shape (M,); None: the target is always in,
+            and not corrected (`model.objectives`).
 
     Returns:
         A scalar >= 0, float32 or wider.

@@ -24,7 +24,7 @@ class RivalTrainer(Trainer):
 
     def fit(self, train_data: Any, *args: Any, **kwargs: Any) -> Any:
         """As RecBole's `Trainer.fit`; `stopping_step` may be ``auto``."""
-        self.stopping_step = patience(self.config["stopping_step"], self.eval_step, len(train_data))
+        self.stopping_step = patience(self.model.settings.stopping_step, self.eval_step, len(train_data))
         return super().fit(train_data, *args, **kwargs)
 
     def _train_epoch(self, train_data: Any, epoch_idx: int, *args: Any, **kwargs: Any) -> Any:

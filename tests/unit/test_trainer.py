@@ -344,7 +344,7 @@ def test_an_expert_that_learns_alone_is_validated_by_itself_and_the_phase_by_the
 
 @pytest.mark.parametrize("changes", [{"retrain_experts": True}, LEARNED_GATE], ids=["several learn", "joint loss"])
 def test_where_no_expert_learns_alone_the_mixture_is_validated(changes: dict[str, Any], build: Build):
-    run = build(epochs=1, gate_fit="none", **{key: value for key, value in changes.items() if key != "gate_fit"})
+    run = build(epochs=1, **{**changes, "gate_fit": "none"})
     run.model.start_experts({"rec", "align"})
     assert run.model.learns_alone() is None
     trainer = FinetuneTrainer(run.config, run.model)
