@@ -52,6 +52,7 @@ INSTALL_REQUIRES = [
     "scikit-learn>=1.1",
     "pyyaml>=5.1",
     "tqdm>=4.60",
+    "filelock>=3.12",  # one encoding of the same vectors at a time; torch and transformers bring it
     "psutil>=5.9",
 ]
 

@@ -17,11 +17,13 @@ import logging
 import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from string import Formatter
 from typing import Any, Protocol
 
 import numpy as np
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from .digest import file_sha256
@@ -34,6 +36,7 @@ __all__ = [
     "MANIFEST_FORMAT",
     "check_vectors",
     "encode_items",
+    "encoding_alone",
     "read_item_texts",
     "text_digest",
     "vector_files",
@@ -196,7 +199,8 @@ def encode_items(
 
     Both files are written under temporary names and moved into place, the manifest last. A run that breaks
     off leaves either the old pair, or no manifest; the next one continues with what was encoded (`Shards`). A pair of
-    the same texts, encoder, settings and versions stays as it is, without a `team`. The same input gives the same bytes
+    the same texts, encoder, settings and versions stays as it is, without a `team`; such a run waits for another one
+    that makes the same files (`encoding_alone`). The same input gives the same bytes
     in the `.npy`; with other numbers of processes and threads values may differ by rounding.
 
     Args:
@@ -250,27 +254,35 @@ def encode_items(
         "versions": {package: package_version(package) for package in ("numpy", *model.packages)},
     }
     expected = {key: value for key, value in manifest.items() if key not in FOUND_OUT} | {"items": items}
-    if team is None and _is_made(npy, manifest_file, expected):
-        log.info("%s is there, of the same texts, encoder and settings: nothing to encode", npy)
+    with nullcontext() if team else encoding_alone(npy):
+        if team is None and _is_made(npy, manifest_file, expected):
+            log.info("%s is there, of the same texts, encoder and settings: nothing to encode", npy)
+            return npy
+        if isinstance(model, PerTextEncoder) and (team is None or team.rank == 0):
+            manifest["n_cut"] = n_cut = model.n_cut(in_order)
+            if n_cut:
+                log.warning(
+                    "%s reads the beginnings of %d of %d texts only: they are too long", model.name, n_cut, len(items)
+                )
+        encoded = _encoded(model, text_encoder, npy, in_order, batch_size, show_progress, nproc, team)
+        if encoded is None:  # the first process of the team has the vectors, and writes them
+            return npy
+        _write(npy, manifest | {"width": encoded.width}, encoded, items, in_order)
+        encoded.remove()
         return npy
-    if isinstance(model, PerTextEncoder) and (team is None or team.rank == 0):
-        manifest["n_cut"] = n_cut = model.n_cut(in_order)
-        if n_cut:
-            log.warning(
-                "%s reads the beginnings of %d of %d texts only: they are too long", model.name, n_cut, len(items)
-            )
-    encoded = _encoded(model, text_encoder, npy, in_order, batch_size, show_progress, nproc, team)
-    if encoded is None:  # the first process of the team has the vectors, and writes them
-        return npy
-    manifest["width"] = encoded.width
+
+
+def _write(npy: Path, manifest: dict[str, Any], encoded: _Encoded, items: list[str], texts: list[str]) -> None:
+    """Write the vectors of the items, whose texts are `texts`, and then the manifest."""
     manifest["created"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    stored_as, shape = manifest["dtype"], (len(items), manifest["width"])
 
     def write_vectors(path: Path) -> None:
-        out = np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(stored_as), shape=(len(items), encoded.width))
-        encoded.fill(out, in_order)
-        fill_zero_rows(out, in_order)
+        out = np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(stored_as), shape=shape)
+        encoded.fill(out, texts)
+        fill_zero_rows(out, texts)
         remedy = f"use {'' if stored_as == 'float32' else 'stored_as float32, or '}another text encoder"
-        check_vectors(out, items, f"text_encoder {text_encoder!r}", remedy)
+        check_vectors(out, items, f"text_encoder {manifest['text_encoder']!r}", remedy)
         out.flush()
         manifest["vectors_sha256"] = file_sha256(path)
         manifest["items"] = items  # last: the rest stays readable at the top of the file
@@ -279,10 +291,34 @@ def encode_items(
     def write_manifest(path: Path) -> None:
         path.write_text(json.dumps(manifest, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
+    manifest_file = npy.with_suffix(".json")
     _replace(npy, write_vectors)
     _replace(manifest_file, write_manifest)
-    encoded.remove()
-    return npy
+
+
+@contextmanager
+def encoding_alone(npy: Path) -> Iterator[None]:
+    """Hold the right to make these vectors; wait, and say so, while another process of this machine has it.
+
+    Runs that are started together and miss the same vectors would delete each other's shards. A killed process loses
+    the right.
+
+    Raises:
+        InputError: if the folder cannot be made or written.
+    """
+    _make_folder(npy.parent)
+    file = npy.with_name(f".{npy.stem}.lock")
+    lock = FileLock(file)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.warning("%s is being made by another process: waiting for it", npy)
+        lock.acquire()
+    try:
+        yield
+        file.unlink(missing_ok=True)  # the vectors are there: whoever waits for this file has nothing left to do
+    finally:
+        lock.release()
 
 
 def _is_made(npy: Path, manifest_file: Path, expected: Mapping[str, Any]) -> bool:

@@ -12,6 +12,7 @@ import json
 import logging
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +29,7 @@ from recbole_pad.dataset_prep.encode_text import (
     MANIFEST_FORMAT,
     check_vectors,
     encode_items,
+    encoding_alone,
     read_item_texts,
     text_digest,
     vector_files,
@@ -291,19 +293,25 @@ def _encoded_table(
             "item: add them, or drop these items from the dataset"
         )
     npy, manifest_file = vector_files(folder, dataset_name, text_encoder, text_fields)
-    if processes.from_first(lambda: not manifest_file.is_file()):
-        log.info("no text vectors in %s: encoding %d items with %s", npy, len(texts), text_encoder)
-        encode_items(
-            item_file,
-            folder,
-            dataset_name,
-            text_encoder=text_encoder,
-            text_fields=text_fields,
-            item_field=item_field,
-            batch_size=batch_size,
-            show_progress=show_progress,
-            team=processes,
-        )
+
+    def are_absent() -> bool:
+        return processes.from_first(lambda: not manifest_file.is_file())
+
+    if are_absent():
+        with encoding_alone(npy) if processes.is_first else nullcontext():
+            if are_absent():  # still, after another run of this machine has had its turn
+                log.info("no text vectors in %s: encoding %d items with %s", npy, len(texts), text_encoder)
+                encode_items(
+                    item_file,
+                    folder,
+                    dataset_name,
+                    text_encoder=text_encoder,
+                    text_fields=text_fields,
+                    item_field=item_field,
+                    batch_size=batch_size,
+                    show_progress=show_progress,
+                    team=processes,
+                )
     processes.wait()
     return open_text_table(
         npy,

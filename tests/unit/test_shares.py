@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -330,13 +331,40 @@ def test_a_run_that_is_killed_leaves_no_half_file_and_goes_on(
     process.send_signal(signal.SIGKILL)
     process.wait()
     process.stdout.close()
-    left = sorted(path for path in folder.iterdir() if path.is_file())
+    left = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix != ".lock")
     assert [path.suffix for path in left] == ([".tmp"] if where == "joining" else [])
     npy = encode_items(items, folder, "toy", text_encoder="of_length", batch_size=2, show_progress=False)
     assert np.load(npy).tolist() == expected(TEXTS)
     assert len(of_length.seen) == 7 - n_done, "what the killed run had finished was encoded again"
     assert sorted(path.suffix for path in folder.iterdir()) == [".json", ".npy", *(path.suffix for path in left)]
     assert ("left by another run, delete it if that was killed" in caplog.text) == (where == "joining")
+
+
+@pytest.mark.slow
+def test_runs_that_miss_the_same_vectors_wait_for_each_other(
+    tmp_path: Path, of_length: OfLength, caplog: pytest.LogCaptureFixture
+):
+    items, folder = toy(tmp_path), tmp_path / "v"
+    root = Path(__file__).resolve().parents[2]
+    script = KILLED.replace("time.sleep(60)", "sys.stdin.read()")
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(items), str(folder), "encoding"],
+        cwd=root,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as other:
+        assert other.stdin is not None
+        assert other.stdout is not None
+        assert other.stdout.readline() == "half\n"
+        threading.Timer(0.5, other.stdin.close).start()
+        npy = encode_items(items, folder, "toy", text_encoder="of_length", batch_size=2, show_progress=False)
+        other.wait()
+    assert other.returncode == 0
+    assert "is being made by another process: waiting for it" in caplog.text
+    assert not of_length.seen, "the other run's vectors were made again"
+    assert np.load(npy).tolist() == expected(TEXTS)
+    assert sorted(path.suffix for path in folder.iterdir()) == [".json", ".npy"]
 
 
 # --- processes of this machine -----------------------------------------------------------------------------
