@@ -280,6 +280,7 @@ def _write(npy: Path, manifest: dict[str, Any], encoded: _Encoded, items: list[s
     def write_vectors(path: Path) -> None:
         out = np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(stored_as), shape=shape)
         encoded.fill(out, texts)
+        out[[not text for text in texts]] = 0  # whatever the encoder says of an empty text: the mean, like any zero row
         fill_zero_rows(out, texts)
         remedy = f"use {'' if stored_as == 'float32' else 'stored_as float32, or '}another text encoder"
         check_vectors(out, items, f"text_encoder {manifest['text_encoder']!r}", remedy)

@@ -244,7 +244,9 @@ def _tune(known: argparse.Namespace, settings: list[str]) -> int:
 
 
 def _add_grid(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of all runs")
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="settings of all runs"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time (default: 1)")
     parser.add_argument("--cells", type=Path, default=Path("cells"), help="folder of the runs (default: cells)")
     parser.epilog = "Settings of all runs are also written --key=value. Finished runs are kept. docs/experiments.md"
@@ -254,21 +256,23 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--models",
         nargs="+",
+        action="extend",
         required=True,
         help="names, with settings of their own: PAD,SASRec,PAD:backbone=GRU4Rec; @NAME or @FILE.yaml: those of a file",
     )
-    parser.add_argument("--datasets", nargs="+", required=True, help="dataset names")
-    parser.add_argument("--seeds", nargs="+", default=["1"], help="seeds (default: 1)")
+    parser.add_argument("--datasets", nargs="+", action="extend", required=True, help="dataset names")
+    parser.add_argument("--seeds", nargs="+", action="extend", help="seeds (default: 1)")
     parser.add_argument("--budget", type=int, default=None, help="seconds of training for each run (train_seconds)")
     parser.add_argument("--output", type=Path, default=Path("comparison"), help="folder of the tables")
+    parser.add_argument("--name", default="comparison", help="of their files, without suffix (default: comparison)")
     _add_grid(parser)
 
 
 def _compare(known: argparse.Namespace, settings: list[str]) -> int:
     from recbole_pad.experiments.compare import compare
-    from recbole_pad.experiments.variants import parse_settings, parse_variants
+    from recbole_pad.experiments.variants import parse_variants, shared_settings
 
-    shared = parse_settings([*known.set, *settings])
+    shared = shared_settings([*known.set, *settings])
     if known.budget is not None:
         shared["train_seconds"] = known.budget
     found = compare(
@@ -280,8 +284,9 @@ def _compare(known: argparse.Namespace, settings: list[str]) -> int:
         known.cells,
         known.jobs,
         known.typed,
+        known.name,
     )
-    print(known.output.joinpath("comparison.md").read_text(encoding="utf-8"))
+    print(found.files[0].read_text(encoding="utf-8"))
     print(f"files: {', '.join(map(str, found.files))}")
     return 1 if found.failures else 0
 
@@ -291,7 +296,7 @@ def _add_experiment(parser: argparse.ArgumentParser) -> None:
 
     parser.add_argument("name", help=f"{', '.join(experiment_names())}, or a yaml file")
     parser.add_argument("--dataset", "-d", required=True, help="dataset name")
-    parser.add_argument("--seeds", nargs="+", default=["1"], help="seeds (default: 1)")
+    parser.add_argument("--seeds", nargs="+", action="extend", help="seeds (default: 1)")
     parser.add_argument(
         "--output", type=Path, default=Path("docs/results"), help="folder of page, table and figure (docs/results)"
     )
@@ -301,13 +306,13 @@ def _add_experiment(parser: argparse.ArgumentParser) -> None:
 def _experiment(known: argparse.Namespace, settings: list[str]) -> int:
     from recbole_pad.experiments.definition import read_experiment
     from recbole_pad.experiments.experiment import run_experiment
-    from recbole_pad.experiments.variants import parse_settings
+    from recbole_pad.experiments.variants import shared_settings
 
     found = run_experiment(
         read_experiment(known.name),
         known.dataset,
         _seeds(known.seeds),
-        parse_settings([*known.set, *settings]),
+        shared_settings([*known.set, *settings]),
         known.output,
         known.cells,
         known.jobs,
@@ -322,8 +327,8 @@ def _words(given: list[str]) -> list[str]:
     return [word for text in given for word in text.split(",") if word]
 
 
-def _seeds(given: list[str]) -> list[int]:
-    words = _words(given)
+def _seeds(given: list[str] | None) -> list[int]:
+    words = _words(given or ["1"])
     for word in words:
         if not word.isdigit():
             raise InputError(f"seeds: {word!r} is no whole number from 0")

@@ -17,10 +17,10 @@ from recbole_pad.errors import InputError
 from recbole_pad.files import write_text
 from recbole_pad.files import write_whole as write_whole
 from recbole_pad.keys import FIRST_READ_IN
-from recbole_pad.phases import PHASES, WITHOUT_TEXT
+from recbole_pad.phases import PHASES, STARTS_FROM, WITHOUT_TEXT
 
 FORMAT = "recbole_pad checkpoint 1"
-NUMBERS = 2  # raised with every change that moves the numbers of a run: older phases are then not taken from a cache
+NUMBERS = 3  # raised with every change that moves the numbers of a run: older phases are then not taken from a cache
 
 # Keys that change where and how a run happens, but not its numbers.
 _NOT_FINGERPRINTED = set(
@@ -100,7 +100,8 @@ def fingerprint(config: Any, dataset: Any, phase: str) -> str:
         content["global_time_cuts"] = bool(config["global_time_cuts"])
     if phase == "finetune":
         content["experts"] = settings.experts
-    if config["init_checkpoint"] and (config["init_experts"] is None or members & set(config["init_experts"])):
+    loaded = members | {STARTS_FROM[name] for name in members if name in STARTS_FROM}  # an expert may start as a copy
+    if config["init_checkpoint"] and (config["init_experts"] is None or loaded & set(config["init_experts"])):
         content["init"] = _initial_weights(Path(config["init_checkpoint"]))
         content["init_experts"] = config["init_experts"]
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -130,6 +130,12 @@ class PADConfig:
         """What `read_item_texts` makes the text of: columns, or one template."""
         return [str(self.text_template)] if self.text_template else self.text_fields
 
+    @property
+    def fits_gate(self) -> bool:
+        """Whether a gate is fitted on validation rows (`gate_fit: valid`), in a phase that has one."""
+        has_gate = len(self.experts) > 1 and any(PHASES[phase].experts is None for phase in self.phases)
+        return has_gate and self.gate_fit == "valid"
+
     def _check(self) -> None:
         backbone_spec(self.backbone)
         for key, table in _WORDS.items():
@@ -299,6 +305,13 @@ def model_settings(model: str) -> dict[str, Any]:
     for base in own.pop("bases", []):
         settings.update(properties("base", f"{base}.yaml"))
     return {**settings, **own}
+
+
+def shipped_settings(model: str, dataset: str) -> dict[str, Any]:
+    """All that our property files say of a model on a dataset, under the protocol `pad`; see `add_plugin_settings`."""
+    ours = model_settings(model)
+    of_data = properties("model", "PAD.yaml") if ours else {}
+    return {**properties("protocol", "pad.yaml"), **of_data, **ours, **properties("dataset", f"{dataset}.yaml")}
 
 
 def unread_keys(model: str) -> set[str]:

@@ -340,7 +340,7 @@ class FinetuneTrainer(PhaseTrainer):
 
     def _fit_gate(self, valid_data: Any) -> bool:
         """Fit the gate if the settings ask for it and there are rows; whether it was done."""
-        if self.settings.gate_fit != "valid" or len(self.settings.experts) < 2:
+        if not self.settings.fits_gate:
             return False
         if not valid_data:
             self.logger.warning(

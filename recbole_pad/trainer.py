@@ -63,6 +63,7 @@ class PADTrainer(Trainer):
         Args and returns: as RecBole's `Trainer.fit`; score and result are the last phase's. With ``saved=False``
         nothing is written.
         """
+        self._check_gate_rows()
         dataset = train_data._dataset
         names = {phase: checkpoint.fingerprint(self.config, dataset, phase) for phase in self.settings.phases}
         last_name = names[self.settings.phases[-1]]
@@ -95,6 +96,16 @@ class PADTrainer(Trainer):
         last = self.records[self.settings.phases[-1]]
         self.best_valid_score, self.best_valid_result = last.best_valid_score, last.best_valid_result
         return last.best_valid_score, last.best_valid_result
+
+    def _check_gate_rows(self) -> None:
+        """Refuse, before hours of training, an evaluation on which the gate cannot be fitted at their end."""
+        mode = self.config["eval_args"]["mode"]
+        valid = mode["valid"] if isinstance(mode, dict) else mode
+        if self.settings.fits_gate and valid != "full":
+            raise InputError(
+                f"gate_fit: valid ranks validation targets among all items, but eval_args.mode is {valid}; set mode: "
+                "full, or gate_fit: none"
+            )
 
     def resume_checkpoint(self, resume_file: Any) -> None:
         """Let `fit` continue the run that `resume_file`, its folder or a file in it, belongs to."""

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
-import torch.nn.functional as F
 
 from recbole_pad.config import PADConfig
 from recbole_pad.dataset_prep.encode_text import read_item_texts
 from recbole_pad.errors import InputError
+from recbole_pad.nn.text_transforms import shortest_of, unit_rows
 
 TFIDF = {"min_df": 2, "ngram_range": (1, 2), "sublinear_tf": True, "stop_words": "english"}
 
@@ -55,7 +55,7 @@ def item_texts(config: Any, dataset: Any) -> ItemTexts:
 def _dense_texts(settings: PADConfig, dataset: Any) -> ItemTexts:
     table = dataset.text_table
     vectors = table.transformed(settings.text_transform, memory_mb=math.inf)
-    return ItemTexts(F.normalize(vectors, dim=1).numpy(), table.fingerprint)
+    return ItemTexts(unit_rows(vectors, shortest_of(vectors[1:])).numpy(), table.fingerprint)
 
 
 def _sparse_texts(encode: Callable[[Sequence[str]], sp.csr_matrix], settings: PADConfig, dataset: Any) -> ItemTexts:

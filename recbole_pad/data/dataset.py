@@ -31,6 +31,8 @@ class PADDataset(SequentialDataset):
         histories: all interactions of every user, in time order.
         train_histories: the same without held-out interactions.
         train_counts: train interactions of each item, shape (n_items,), int64.
+        trained_items: whether an item is in a training row, shape (n_items,), bool. With ``train_windows: last`` those
+            of older interactions alone are in none: no encoder ever meets them.
         bins: frequency bin of each item, shape (n_items,): 1 = most frequent, last = rarest, 0 = padding.
     """
 
@@ -73,11 +75,18 @@ class PADDataset(SequentialDataset):
         train = train_histories(self.histories, splits[1:], self.uid_field)
         counts = train_counts(train, self.item_num)
         bins = equal_mass_bins(counts, self._settings.n_bins)
+        trained = train_counts(self._in_rows(train), self.item_num) > 0
         for dataset in (self, *splits):
             dataset.train_histories, dataset.train_counts, dataset.bins = train, counts, bins
+            dataset.trained_items = trained
         if self.train_rows == "sequences" and "LS" not in self.config["eval_args"]["split"]:
             splits[0].inter_feat = self._window_rows(splits[0].inter_feat)
         return splits
+
+    def _in_rows(self, train: Histories) -> Histories:
+        """The training interactions that are in a training row."""
+        cuts = self.train_rows == "sequences" and self._settings.train_windows == "last"
+        return train.newest(self.max_item_list_len + 1) if cuts else train
 
     def _window_rows(self, feat: Any) -> Any:
         """Of all training rows, those that end a window; the rows of a user are in time order."""

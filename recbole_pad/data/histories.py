@@ -85,9 +85,18 @@ class Histories:
 
     def drop_last(self, n_dropped: np.ndarray) -> Histories:
         """Without the last `n_dropped` interactions of each user; shape (n_users,), at most the user's length."""
-        remaining_after = np.repeat(self.offsets[1:], self.lengths) - np.arange(len(self.items))
-        kept = remaining_after > np.repeat(n_dropped, self.lengths)
+        kept = self._from_here > np.repeat(n_dropped, self.lengths)
         return Histories(np.concatenate([[0], np.cumsum(self.lengths - n_dropped)]), self.items[kept])
+
+    def newest(self, n: int) -> Histories:
+        """The newest `n` interactions of each user at most."""
+        lengths = np.minimum(self.lengths, n)
+        return Histories(np.concatenate([[0], np.cumsum(lengths)]), self.items[self._from_here <= n])
+
+    @property
+    def _from_here(self) -> np.ndarray:
+        """For each interaction, how many its user has from it on: 1 for the newest."""
+        return np.repeat(self.offsets[1:], self.lengths) - np.arange(len(self.items))
 
     def keys(self, n_items: int) -> np.ndarray:
         """Sorted distinct ``user * n_items + item`` of all interactions, int64."""
@@ -142,7 +151,7 @@ def train_histories(histories: Histories, held_out: list[Any], uid_field: str) -
 
 
 def train_counts(train: Histories, n_items: int) -> np.ndarray:
-    """Train interactions of each item, shape (n_items,), int64: everything that a model trains on.
+    """Train interactions of each item, shape (n_items,), int64.
 
     Args:
         train: each user's training interactions, as `train_histories` gives them.

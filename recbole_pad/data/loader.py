@@ -85,6 +85,13 @@ def of_all_rows(loader: Any) -> Any:
     return type(loader)(single(loader.config), loader._dataset, loader._sampler, shuffle=False)
 
 
+def in_random_order(loader: Any, seed: int) -> Iterator[Any]:
+    """The batches of an evaluation loader, the same ones, in an order that depends on the seed."""
+    starts = np.arange(0, loader.sample_size, loader.step)
+    for start in np.random.default_rng(seed).permutation(starts):
+        yield loader.collate_fn(range(start, min(start + loader.step, loader.sample_size)))
+
+
 def evaluates_with_history(config: Any, phase: str) -> bool:
     """Whether the loader of this phase has to return the users' histories, to be masked.
 

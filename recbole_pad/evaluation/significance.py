@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import ttest_rel
 
+_RESAMPLES_AT_ONCE = 250  # each takes a number for every distinct difference
+
 
 def paired_bootstrap(
     first: NDArray[np.floating], second: NDArray[np.floating], seed: int = 0, n_resamples: int = 10_000
@@ -37,8 +39,10 @@ def paired_bootstrap(
     difference = first - second
     values, counts = np.unique(difference, return_counts=True)  # few distinct values: a multinomial draw is exact
     generator = np.random.default_rng(seed)
-    drawn = generator.multinomial(len(difference), counts / len(difference), size=n_resamples)
-    means = drawn @ values / len(difference)
+    shares = counts / len(difference)
+    sizes = [min(_RESAMPLES_AT_ONCE, n_resamples - done) for done in range(0, n_resamples, _RESAMPLES_AT_ONCE)]
+    drawn = [generator.multinomial(len(difference), shares, size=size) @ values for size in sizes]
+    means = np.concatenate(drawn) / len(difference)
     tail = min(float(np.mean(means <= 0)), float(np.mean(means >= 0)))
     low, high = np.quantile(means, [0.025, 0.975])
     return {

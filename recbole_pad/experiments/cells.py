@@ -13,15 +13,19 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+import recbole
 import yaml
 from numpy.typing import NDArray
 
-from recbole_pad.checkpoint import NUMBERS
+import recbole_pad
+from recbole_pad.checkpoint import NUMBERS, file_digest
+from recbole_pad.config import shipped_settings
+from recbole_pad.data.text_table import OWN_FILE
 from recbole_pad.errors import InputError
 from recbole_pad.evaluation.collector import Ranks
 from recbole_pad.evaluation.rank_files import RANKS_FILE, read_frequency, read_ranks
@@ -30,7 +34,7 @@ from recbole_pad.registration import has_phases
 
 _POLL_SECONDS = 2.0
 _PHASES_FOLDER = "phases"
-_PLACES = ("data_path", "text_vectors_dir", "phase_cache", "gpu_id")  # where a run finds things: not what it is
+PLACES = ("data_path", "text_vectors_dir", "phase_cache", "gpu_id")  # where a run finds things: not what it is
 
 
 @dataclass(frozen=True)
@@ -57,12 +61,23 @@ class Cell:
 
     @cached_property
     def digest(self) -> str:
-        """A name for everything but the seed that determines the result."""
-        settings = {key: value for key, value in self.settings.items() if key not in _PLACES}
-        content: list[Any] = [NUMBERS, self.model, self.dataset, settings]
+        """A name for everything but the seed that determines the result: versions, settings, defaults, and data."""
+        settings = {key: value for key, value in self.settings.items() if key not in PLACES}
+        versions = [NUMBERS, recbole_pad.__version__, recbole.__version__]
+        defaults = shipped_settings(self.model, self.dataset)
+        content: list[Any] = [versions, self.model, self.dataset, settings, defaults, self._data()]
         if self.start is not None:
             content += [self.start.digest, self.start_experts]
         return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:10]
+
+    def _data(self) -> list[str | None]:
+        """Digests of the dataset's files, and of vectors that the user brought; None for a file that is not there."""
+        folder = Path(str(self.settings.get("data_path", "dataset"))) / self.dataset
+        files = [folder / f"{self.dataset}.inter", folder / f"{self.dataset}.item"]
+        encoders = self.settings.get("text_encoder", "")
+        names = encoders.split("+") if isinstance(encoders, str) else map(str, encoders)
+        files += [Path(name.removeprefix(OWN_FILE)) for name in names if name.startswith(OWN_FILE)]
+        return [_digest_of(file) for file in files]
 
     def folder(self, root: Path) -> Path:
         """Where the cell's run is kept below `root`."""
@@ -99,6 +114,18 @@ class CellResult:
         return read_frequency(self.folder / RANKS_FILE)
 
 
+def _digest_of(file: Path) -> str | None:
+    if not file.is_file():
+        return None
+    stat = file.stat()
+    return _digest_as_of(file, stat.st_size, stat.st_mtime_ns)
+
+
+@cache
+def _digest_as_of(file: Path, size: int, modified: int) -> str:
+    return file_digest(file)
+
+
 def result_of(cell: Cell, root: Path) -> CellResult | None:
     """The cell's result, if it is finished."""
     found = sorted(cell.folder(root).glob("*/result.json"))
@@ -117,7 +144,8 @@ class Grid:
     """Runs cells that are not finished, several at once if asked to.
 
     The same command may run twice at the same time, on one machine or on several that share the folder: a cell that
-    another process runs is waited for. A killed cell of PAD is continued, of another model begun again.
+    another process runs is waited for. A killed cell of PAD is continued, of another model, or with a budget
+    (`train_seconds`), begun again.
 
     Args:
         root: where cells are kept.
@@ -203,7 +231,8 @@ class Grid:
     def _settings(self, cell: Cell, folder: Path) -> dict[str, Any]:
         """The settings of a cell's run: its own, and where its files are."""
         settings = {**cell.settings, "seed": cell.seed, "checkpoint_dir": str(folder), "show_progress": False}
-        if has_phases(cell.model):
+        # a budget is of one run: phases of others, or of an earlier call, would cost nothing of it
+        if has_phases(cell.model) and "train_seconds" not in settings:
             settings.setdefault("phase_cache", str(self.root / _PHASES_FOLDER))
             settings["resume"] = any(folder.glob("*/last.pth"))
         start = None if cell.start is None else result_of(cell.start, self.root)

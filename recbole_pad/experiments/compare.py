@@ -46,6 +46,7 @@ def compare(
     cells: Path = CELLS,
     jobs: int = 1,
     command: str = "",
+    name: str = "comparison",
     say: Callable[[str], None] = on_screen,
 ) -> Comparison:
     """Run every variant on every dataset with every seed, as far as that is not done, and write the tables.
@@ -57,18 +58,21 @@ def compare(
         datasets: names.
         seeds: for all variants that train.
         shared: settings of all cells; a variant's own win over them.
-        output: folder of ``comparison.md``, ``.json``, ``.csv`` and ``.tex``.
+        output: folder of ``<name>.md``, ``.json``, ``.csv`` and ``.tex``.
         cells: folder of the runs; several comparisons may share it.
         jobs: cells at the same time.
         command: for the record.
+        name: of the files.
         say: takes progress lines.
 
     Raises:
         InputError: for no seed or dataset, one that comes twice, or when no cell has a result.
     """
-    for name, given in (("seeds", seeds), ("datasets", datasets)):
+    if not name or Path(name).name != name:
+        raise InputError(f"name: {name!r} must be the name of a file, without its folder; set output for that")
+    for what, given in (("seeds", seeds), ("datasets", datasets)):
         if not given or len(set(given)) != len(given):
-            raise InputError(f"{name}: {list(given)} must name at least one, each once")
+            raise InputError(f"{what}: {list(given)} must name at least one, each once")
     planned = {
         (dataset, variant.label): variant.cells(dataset, shared, seeds) for dataset in datasets for variant in variants
     }
@@ -82,14 +86,17 @@ def compare(
         raise InputError(f"no cell has a result; the first failure: {next(iter(grid.failures.values()))}")
     tests = against_best_other(rows, variants[0].label)
     page = comparison_page(rows, tests, grid.failures, command)
-    captions = {name: f"{name}: test, full ranking, %, mean and standard deviation over seeds" for name in datasets}
-    latex = [latex_table(own, captions[name]) for name in datasets if (own := [r for r in rows if r.dataset == name])]
+    latex = [
+        latex_table(own, f"{dataset}: test, full ranking, %, mean and standard deviation over seeds")
+        for dataset in datasets
+        if (own := [row for row in rows if row.dataset == dataset])
+    ]
     output.mkdir(parents=True, exist_ok=True)
-    texts = {".md": page, ".csv": csv_text(rows), ".tex": "\n\n".join(latex) + "\n"}
-    for suffix, text in texts.items():
-        write_text(output / f"comparison{suffix}", text)
-    write_json(output / "comparison.json", as_json(rows, tests))
-    files = [output / f"comparison{suffix}" for suffix in (*texts, ".json")]
+    texts = {"md": page, "csv": csv_text(rows), "tex": "\n\n".join(latex) + "\n"}
+    files = [output / f"{name}.{suffix}" for suffix in (*texts, "json")]
+    for file, text in zip(files, texts.values(), strict=False):
+        write_text(file, text)
+    write_json(files[-1], as_json(rows, tests))
     return Comparison(rows, tests, grid.failures, files)
 
 

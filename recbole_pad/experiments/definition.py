@@ -9,7 +9,8 @@ from typing import Any
 
 from recbole_pad.config import properties, property_names, read_yaml
 from recbole_pad.errors import InputError
-from recbole_pad.registry import nearest
+from recbole_pad.phases import PHASES
+from recbole_pad.registry import nearest, pick
 
 FOLDER = "study"
 _OF_EXPERIMENT = (
@@ -25,6 +26,7 @@ _OF_EXPERIMENT = (
     "variants",
 )
 _OF_VARIANT = ("model", "start", "start_experts", "tune")
+_OF_TUNING = ("seeds", "settings")
 _TRAINED_EXPERTS = ("rec", "align", "llm")
 
 
@@ -113,6 +115,8 @@ def parse_experiment(name: str, content: Any) -> Experiment:
         if variant.start is not None and variant.start not in variants:
             near = nearest(variant.start, list(variants))
             raise InputError(f"{name}: {label}: start: {variant.start!r} is no variant{near}")
+    for label in variants:
+        _refuse_circle(f"{name}: {label}", label, variants)
     hidden = tuple(content.get("hidden", ()))
     shown = [label for label in variants if label not in hidden]
     reference = content.get("reference", shown[0])
@@ -120,6 +124,10 @@ def parse_experiment(name: str, content: Any) -> Experiment:
         raise InputError(
             f"{name}: reference: {reference!r} is no variant that is shown; choose one of {', '.join(shown)}"
         )
+    for phase in content.get("show", ()):
+        pick(dict.fromkeys(PHASES), phase, f"{name}: show")
+    tuning = dict(content.get("tuning") or {})
+    _refuse_unknown(f"{name}: tuning", tuning, _OF_TUNING)
     settings = dict(content.get("settings") or {})
     if "include" in content:
         included = properties("experiment", f"{content['include']}.yaml")
@@ -136,7 +144,7 @@ def parse_experiment(name: str, content: Any) -> Experiment:
         tuple(content.get("show", ())),
         dict(content.get("extra") or {}),
         hidden,
-        dict(content.get("tuning") or {}),
+        tuning,
     )
 
 
@@ -155,6 +163,18 @@ def _variant(where: str, label: str, content: Any) -> StudyVariant:
     ):
         raise InputError(f"{where}: tune: {tune!r} must be one {{key: [values]}}")
     return StudyVariant(label, own, **words)
+
+
+def _refuse_circle(where: str, label: str, variants: Mapping[str, StudyVariant]) -> None:
+    path: list[str] = []
+    at: str | None = label
+    while at is not None:
+        if at in path:
+            raise InputError(
+                f"{where}: start: {' from '.join([*path, at])} goes in a circle; let one start from nothing"
+            )
+        path.append(at)
+        at = variants[at].start
 
 
 def _refuse_unknown(where: str, content: Mapping[str, Any], known: tuple[str, ...]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,11 @@ import numpy as np
 
 from recbole_pad.checkpoint import write_json
 from recbole_pad.errors import InputError
-from recbole_pad.experiments.cells import Cell, CellResult, Grid, on_screen
+from recbole_pad.experiments.cells import PLACES, Cell, CellResult, Grid, on_screen
 from recbole_pad.experiments.compare import CELLS
 from recbole_pad.experiments.comparison import PairedTest, against_reference
 from recbole_pad.experiments.definition import Experiment, StudyVariant
-from recbole_pad.experiments.figures import draw
+from recbole_pad.experiments.figures import draw, require_matplotlib
 from recbole_pad.experiments.measures import Measure, Row, measures_of, rows_of
 from recbole_pad.experiments.pages import Choice, experiment_page, grouped
 from recbole_pad.experiments.tables import as_json, csv_text
@@ -63,7 +63,7 @@ def run_experiment(
         experiment: see `definition.read_experiment`.
         dataset: its name.
         seeds: of every variant; tuning uses the first ones.
-        shared: settings of all variants, over those of the experiment.
+        shared: settings of all variants, over those of the experiment; a variant's own win over them.
         output: folder of the files.
         cells: folder of the runs; equal phases are trained once.
         jobs: runs at the same time.
@@ -71,10 +71,11 @@ def run_experiment(
         say: takes progress lines.
 
     Raises:
-        InputError: for no seed, one that comes twice, or when no cell has a result.
+        InputError: for no seed, one that comes twice, no matplotlib, or when no cell has a result.
     """
     if not seeds or len(set(seeds)) != len(seeds):
         raise InputError(f"seeds: {list(seeds)} must name at least one, each once")
+    require_matplotlib()
     grid = Grid(cells, jobs, say)
     plan = _Plan(experiment, dataset, seeds, shared, grid)
     choices = plan.choose()
@@ -88,7 +89,9 @@ def run_experiment(
     stem = f"{experiment.name}-{dataset}"
     output.mkdir(parents=True, exist_ok=True)
     files = {suffix: output / f"{stem}.{suffix}" for suffix in ("md", "json", "csv", "png", "svg")}
-    page = experiment_page(experiment, dataset, rows, tests, choices, grid.failures, extra, command, stem)
+    of_all = {key: value for key, value in shared.items() if key not in PLACES}
+    told = replace(experiment, settings={**experiment.settings, **of_all})
+    page = experiment_page(told, dataset, rows, tests, choices, grid.failures, extra, command, stem)
     write_text(files["md"], page)
     write_text(files["csv"], csv_text(rows))
     write_json(files["json"], {**as_json(rows, tests), "choices": [vars(choice) for choice in choices]})
@@ -147,7 +150,7 @@ class _Plan:
         self, variant: StudyVariant, seed: int, values: Mapping[str, Any] | None = None, tuning: bool = False
     ) -> Cell:
         own = self._chosen.get(variant.label, {}) if values is None else values
-        settings = {**self._experiment.settings, **variant.settings, **self._shared, **own}
+        settings = {**self._experiment.settings, **self._shared, **variant.settings, **own}
         trial = self._experiment.tuning.get("settings", {}) if tuning else {}
         start = variant.start if "phases" not in trial else None
         first = None if start is None else self._cell(self._experiment.variants[start], seed)
@@ -174,7 +177,8 @@ def _rows(
         if label in experiment.hidden or not found:
             continue
         own = rows_of(dataset, label, found)
-        rows += [row for row in own if (row.phase in experiment.show if experiment.show else row.is_last)]
+        shown = [row for row in own if row.phase in experiment.show]
+        rows += shown or [row for row in own if row.is_last]  # a model without these phases, too
     return rows
 
 

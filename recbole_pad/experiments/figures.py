@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,16 @@ _COLOURS = (
 )  # by phase; Paul Tol's bright set, told apart by colour-blind readers
 
 
+def require_matplotlib() -> None:
+    """Refuse to begin what would end with a figure.
+
+    Raises:
+        InputError: if matplotlib is not installed.
+    """
+    if find_spec("matplotlib") is None:
+        raise InputError("figures need matplotlib: pip install 'recbole-pad[experiments]'")
+
+
 def draw(rows: Sequence[Row], title: str, form: str, path: Path) -> None:
     """Draw NDCG@10 (history masked) of each row: mean as a bar, standard deviation as a line, seeds as dots.
 
@@ -31,10 +42,8 @@ def draw(rows: Sequence[Row], title: str, form: str, path: Path) -> None:
     Raises:
         InputError: if matplotlib is not installed.
     """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise InputError("figures need matplotlib: pip install 'recbole-pad[experiments]'") from error
+    require_matplotlib()
+    import matplotlib
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(

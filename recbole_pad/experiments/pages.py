@@ -139,9 +139,15 @@ _REFERENCE_TEXT = (
 
 
 def grouped(experiment: Experiment, rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """The rows that are compared with each other: of each phase that the experiment shows, else all of them."""
+    """The rows that are compared with each other: of each phase that the experiment shows, else all of them.
+
+    A model that has none of these phases stands with those of the last one.
+    """
     phases = [phase for phase in experiment.show if any(row.phase == phase for row in rows)]
-    return {phase: [row for row in rows if row.phase == phase] for phase in phases} or {"": list(rows)}
+    return {
+        phase: [row for row in rows if row.phase == phase or (phase == phases[-1] and row.phase not in phases)]
+        for phase in phases
+    } or {"": list(rows)}
 
 
 def in_words(experiment: Experiment, rows: Sequence[Row], tests: Sequence[PairedTest]) -> str:

@@ -25,6 +25,9 @@ _RECBOLE_KEYS = (
 )
 
 
+_NOT_SHARED = ("model", "dataset", "seed", "resume", "checkpoint_dir", "config_files", "nproc", "world_size")
+
+
 @dataclass(frozen=True)
 class Variant:
     """A model with settings of its own.
@@ -92,8 +95,14 @@ def parse_variants(words: Sequence[str]) -> list[Variant]:
 
 
 def _variant(word: str) -> Variant:
-    model, *settings = split_outside_brackets(word, ":")
+    model, *parts = split_outside_brackets(word, ":")
     check_model(model)
+    settings: list[str] = []
+    for part in parts:
+        if "=" in part or not settings:
+            settings.append(part)
+        else:  # a colon inside a value: text_encoder=file:x.npy
+            settings[-1] += f":{part}"
     return Variant(word, model, parse_settings(settings))
 
 
@@ -111,6 +120,21 @@ def _of_file(word: str) -> list[Variant]:
         check_model(model)
         variants.append(Variant(str(label), model, settings))
     return variants
+
+
+def shared_settings(words: Sequence[str]) -> dict[str, Any]:
+    """The settings of all runs of a comparison or an experiment, as `parse_settings`.
+
+    Raises:
+        InputError: also for a key that each run has of its own, or that only a command line can have.
+    """
+    settings = parse_settings(words)
+    for key in _NOT_SHARED:
+        if key in settings:
+            raise InputError(
+                f"{key}: cannot be set for all runs; use --models, --dataset(s), --seeds, --cells, or @FILE.yaml"
+            )
+    return settings
 
 
 def parse_settings(words: Sequence[str]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 
+from recbole_pad.data.loader import in_random_order
 from recbole_pad.model.pad import PAD
 from recbole_pad.nn.ragged import Ragged
 from recbole_pad.nn.score_pairs import ScorePairs
@@ -44,6 +45,7 @@ class HeldOutRows:
         newest: newest item of each history, shape (n,).
         target: item ids, shape (n,).
         masked: the item ids that the protocol masks for each row; none where nothing is masked.
+        is_cut: whether rows were left out, since memory is bounded.
     """
 
     states: list[Tensor]
@@ -51,6 +53,7 @@ class HeldOutRows:
     newest: Tensor
     target: Tensor
     masked: Ragged
+    is_cut: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,19 +95,16 @@ class Candidates:
 def held_out_rows(model: PAD, batches: Iterable[Any]) -> HeldOutRows:
     """Collect the rows of a full-ranking loader; rows whose target is masked (sure misses) teach nothing and go.
 
-    No further batch is taken once there are `_MAX_ROWS` rows, or `_PAIR_MEMORY` is used up; the log says so.
+    No further batch is taken once there are `_MAX_ROWS` rows, or `_PAIR_MEMORY` is used up (`is_cut`).
     """
     states: list[list[Tensor]] = []
     pairs: list[list[ScorePairs]] = []
     newest: list[Tensor] = []
     targets, masked_rows, masked_items = [], [], []
-    n_rows, n_pairs = 0, 0
+    n_rows, n_pairs, is_cut = 0, 0, False
     for interaction, history, _, target in batches:
         if n_rows >= _MAX_ROWS or n_pairs * _PAIR_BYTES >= _PAIR_MEMORY:
-            log.warning(
-                f"gate_fit: valid: fitted on the first {n_rows:,} usable validation rows ({n_pairs:,} item pairs); the "
-                f"rest is left out (at most {_MAX_ROWS:,} rows and {_PAIR_MEMORY // _PAIR_BYTES:,} pairs are held)"
-            )
+            is_cut = True
             break
         interaction = interaction.to(model.device)
         target = target.to(model.device)
@@ -128,6 +128,7 @@ def held_out_rows(model: PAD, batches: Iterable[Any]) -> HeldOutRows:
         torch.cat(newest),
         torch.cat(targets),
         masked,
+        is_cut,
     )
 
 
@@ -142,17 +143,29 @@ def _ragged(parts: Sequence[ScorePairs], n_rows: int) -> Ragged:
     return Ragged.from_pairs(pairs.rows, pairs.items, n_rows, pairs.values)
 
 
-def fit_gate(model: PAD, batches: Iterable[Any], target_weights: Tensor, seed: int) -> None:
+def _bounded_rows(model: PAD, loader: Any, seed: int) -> HeldOutRows:
+    """All rows; if they are too many, those of batches drawn at random, for a loader's first rows are the oldest."""
+    rows = held_out_rows(model, loader)
+    if rows.is_cut:
+        rows = held_out_rows(model, in_random_order(loader, seed))
+        log.warning(
+            f"gate_fit: valid: fitted on {len(rows.target):,} validation rows, from batches drawn at random; the "
+            f"others are left out (at most {_MAX_ROWS:,} rows and {_PAIR_MEMORY // _PAIR_BYTES:,} item pairs are held)"
+        )
+    return rows
+
+
+def fit_gate(model: PAD, loader: Any, target_weights: Tensor, seed: int) -> None:
     """Fit the gate's parameters to the held-out targets; nothing else changes.
 
     Args:
         model: in the last phase, with the weights to keep.
-        batches: RecBole's validation loader; its history index (if any) is masked as at evaluation.
+        loader: RecBole's validation loader of all rows; its history index (if any) is masked as at evaluation.
         target_weights: weight of a row by its target item, shape (V,).
-        seed: of the order of rows and the sample of candidates.
+        seed: of the choice and the order of rows, and of the sample of candidates.
     """
     model.eval()
-    rows = held_out_rows(model, batches)
+    rows = _bounded_rows(model, loader, seed)
     row_weights = target_weights.to(rows.target.device)[rows.target]
     row_weights = row_weights / row_weights.mean()
     optimizer = torch.optim.Adam(model.gate.parameters(), lr=_LEARNING_RATE)

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from recbole_pad.config import PADConfig
 from recbole_pad.data.text_cache import MappedVectors
 from recbole_pad.distributed import Processes
+from recbole_pad.nn.text_transforms import shortest_of, unit_rows
 
+_MEASURED_ROWS = 20_000  # of text vectors, for their median length
 _N_RARE = 1000  # rarest seen items whose mean stands for an item without a trained ID vector
 
 
@@ -22,6 +24,7 @@ class Catalogue(nn.Module):
 
     Args:
         train_counts: train interactions of each item, shape (V,).
+        trained: whether the item is in a training row (`PADDataset.trained_items`), shape (V,).
         bins: frequency bins, shape (V,).
         text_vectors: transformed text vectors, shape (V, D), row 0 zero; None for a model without text. Vectors on disk
             stay there: the rows that are asked for are read, and moved to the device.
@@ -36,9 +39,11 @@ class Catalogue(nn.Module):
     log_frequency: Tensor
     text_vectors: Tensor | None
 
-    def __init__(self, train_counts: Tensor, bins: Tensor, text_vectors: Tensor | MappedVectors | None) -> None:
+    def __init__(
+        self, train_counts: Tensor, trained: Tensor, bins: Tensor, text_vectors: Tensor | MappedVectors | None
+    ) -> None:
         super().__init__()
-        seen = train_counts > 0
+        seen = trained
         order = torch.argsort(torch.where(seen, train_counts, train_counts.max() + 1), stable=True)
         self.register_buffer("counts", train_counts, persistent=False)
         self.register_buffer("bins", bins, persistent=False)
@@ -52,6 +57,11 @@ class Catalogue(nn.Module):
         self.text_on_disk = text_vectors if isinstance(text_vectors, MappedVectors) else None
         in_memory = None if isinstance(text_vectors, MappedVectors) else text_vectors
         self.register_buffer("text_vectors", in_memory, persistent=False)
+
+    @property
+    def seen_counts(self) -> Tensor:
+        """Train interactions of each item that is in a training row, 0 for the others; shape (V,)."""
+        return torch.where(self.seen, self.counts, 0)
 
     @property
     def text_width(self) -> int:
@@ -156,16 +166,23 @@ class TextVectors(nn.Module):
 
 
 class UnitTextVectors(nn.Module):
-    """The frozen text vectors themselves, scaled to length `length` (expert 4, nothing trained)."""
+    """The frozen text vectors themselves, scaled to length `length`; zero where there is no text (expert 4, untrained).
+
+    Args:
+        catalogue: holds the text vectors.
+        length: of every vector.
+    """
 
     def __init__(self, catalogue: Catalogue, length: float) -> None:
         super().__init__()
         self.length = length
+        self._shortest = shortest_of(catalogue.text_sample(_MEASURED_ROWS))
         self._catalogue = [catalogue]
 
     def forward(self, item_ids: Tensor | None) -> Tensor:
         """Vectors of the items, or of all; (n, D); the padding item is zero."""
-        return _without_padding(self.length * F.normalize(self._catalogue[0].text(item_ids), dim=1), item_ids)
+        vectors = unit_rows(self._catalogue[0].text(item_ids), self._shortest)
+        return _without_padding(self.length * vectors, item_ids)
 
 
 class AlignedVectors(nn.Module):

@@ -62,6 +62,7 @@ class PAD(VectorRecommender):
             members |= {STARTS_FROM[name] for name in members if name in STARTS_FROM}
         self.catalogue = Catalogue(
             torch.from_numpy(dataset.train_counts),
+            torch.from_numpy(dataset.trained_items),
             torch.from_numpy(dataset.bins),
             text_vectors_of(dataset, self.settings, self.processes) if members - WITHOUT_TEXT else None,
         )
@@ -92,7 +93,7 @@ class PAD(VectorRecommender):
         if not of_phase:
             return nn.ModuleDict()
         keys = dataset.train_histories.keys(self.n_items)
-        samplers = {how: NegativeSampler(self.catalogue.counts, keys, *how) for how in set(of_phase.values())}
+        samplers = {how: NegativeSampler(self.catalogue.seen_counts, keys, *how) for how in set(of_phase.values())}
         return nn.ModuleDict({name: samplers[how] for name, how in of_phase.items()})
 
     def _members(self, phase: str) -> tuple[str, ...]:
@@ -138,6 +139,13 @@ class PAD(VectorRecommender):
     @property
     def _separate(self) -> bool:
         return self.settings.expert_loss == "separate" and len(self._members(self.phase)) > 1
+
+    def train(self, mode: bool = True) -> PAD:
+        """As of `nn.Module`; experts that the present phase does not train stay as they are scored, without dropout."""
+        super().train(mode)
+        for name in set(self._members(self.phase)) - set(self.learning_experts()):
+            self.experts[name].train(False)
+        return self
 
     def phase_modules(self) -> dict[str, nn.Module]:
         """The modules of the present phase, by the name of their state in a checkpoint."""

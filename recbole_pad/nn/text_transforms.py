@@ -291,6 +291,20 @@ def specs_of_parts(spec: str, n_parts: int) -> list[str]:
     return specs * n_parts if len(specs) == 1 else specs
 
 
+def unit_rows(vectors: Tensor, shortest: float) -> Tensor:
+    """Rows scaled to length 1; zero where a row is shorter than `shortest`: (n, D) -> (n, D)."""
+    return F.normalize(vectors, dim=1) * (vectors.norm(dim=1, keepdim=True) >= shortest)
+
+
+def shortest_of(vectors: Tensor) -> float:
+    """The length below which a row of such vectors, shape (n, D), says nothing: a thousandth of the median length.
+
+    An item without text gets the mean of the others, which a transform that centres moves to zero, up to rounding:
+    scaled up, such rows would all be the same vector, and each other's nearest neighbours.
+    """
+    return 1e-3 * float(vectors.norm(dim=1).median())
+
+
 def parse_spec(spec: str, width: int) -> tuple[str, int | None]:
     """Split "name" or "name:K" and check it against the width D of the vectors.
 

@@ -87,7 +87,7 @@ class Tower(VectorRecommender):
 
     def _build_sampler(self, dataset: Any) -> NegativeSampler:
         keys = dataset.train_histories.keys(self.n_items)
-        return NegativeSampler(self.catalogue.counts, keys, *way_of(self.settings))
+        return NegativeSampler(self.catalogue.seen_counts, keys, *way_of(self.settings))
 
     # --- what a model says --------------------------------------------------------------------------------------------
 
@@ -125,7 +125,8 @@ class Tower(VectorRecommender):
     @staticmethod
     def catalogue_of(dataset: Any, text: Tensor | MappedVectors | None) -> Catalogue:
         """What is known of the items before training."""
-        return Catalogue(torch.from_numpy(dataset.train_counts), torch.from_numpy(dataset.bins), text)
+        counts, trained, bins = map(torch.from_numpy, (dataset.train_counts, dataset.trained_items, dataset.bins))
+        return Catalogue(counts, trained, bins, text)
 
     # --- training -----------------------------------------------------------------------------------------------------
 

@@ -330,6 +330,20 @@ def test_the_initial_weights_count_by_content_not_by_name(tmp_path: Path, prints
     assert changed(one, other) == changed(one, prints()) == ALL
 
 
+def test_the_initial_weights_count_where_an_expert_starts_as_a_copy_of_theirs(
+    tmp_path: Path, prepared: Callable[..., Any]
+):
+    found = []
+    for name, value in (("one", 1.0), ("other", 2.0)):
+        file = tmp_path / f"{name}.pth"
+        checkpoint.save(file, {"modules": {"experts.rec": {"weight": torch.tensor(value)}}})
+        config, _, train, _, _ = prepared(
+            phases=["align"], align_start="pretrain", init_checkpoint=str(file), init_experts=["rec"]
+        )
+        found.append(checkpoint.fingerprint(config, train._dataset, "align"))
+    assert found[0] != found[1]
+
+
 def test_earlier_phases_left_out_change_the_later_ones(prepared: Callable[..., Any], prints: Callable[..., Any]):
     config, _, train, _, _ = prepared(phases=["align", "finetune"])
     found = {phase: checkpoint.fingerprint(config, train._dataset, phase) for phase in ("align", "finetune")}

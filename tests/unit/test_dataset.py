@@ -123,7 +123,7 @@ def test_held_out_rows_equal_recboles_when_only_the_needed_rows_are_built(prepar
 def test_the_one_training_row_of_a_user_is_recboles_last(prepared, data, split: str):
     changes = {**data, **SPLITS[split], "MAX_ITEM_LIST_LENGTH": 4}
     expected = by_user(splits_of(prepared, **STOCK, **changes)[0])
-    got = by_user(splits_of(prepared, train_rows="sequences", **changes)[0])
+    got = by_user(splits_of(prepared, train_rows="sequences", train_windows="last", **changes)[0])
     assert set(got) == set(expected)
     for user, rows in got.items():
         assert rows == expected[user][-1:]
@@ -226,6 +226,22 @@ def test_train_counts_are_those_of_recboles_train_rows_and_bins_their_walk(prepa
     for dataset in (whole, *(loader._dataset for loader in loaders)):
         assert dataset.train_counts.tolist() == expected
         assert dataset.bins.tolist() == frequency_loops.equal_mass_bins(expected, 4)
+
+
+@pytest.mark.parametrize("train_rows", ["sequences", "prefixes"])
+@pytest.mark.parametrize("train_windows", ["last", "all"])
+@pytest.mark.parametrize("split", SPLITS)
+def test_trained_items_are_those_of_the_training_rows(prepared, data, split, train_rows, train_windows):
+    changes = {**data, **SPLITS[split], "MAX_ITEM_LIST_LENGTH": 3}
+    _, whole, *loaders = prepared(train_rows=train_rows, train_windows=train_windows, **changes)
+    feat = loaders[0]._dataset.inter_feat
+    expected = set(feat["item_id"].tolist()) | set(feat["item_id_list"].flatten().tolist()) - {0}
+    for dataset in (whole, *(loader._dataset for loader in loaders)):
+        assert set(np.flatnonzero(dataset.trained_items).tolist()) == expected
+    counted = set(np.flatnonzero(whole.train_counts).tolist())
+    assert expected <= counted
+    if train_rows == "prefixes" or train_windows == "all":
+        assert expected == counted
 
 
 def test_counts_do_not_see_held_out_interactions(prepared, data_path: Path, tmp_path: Path):

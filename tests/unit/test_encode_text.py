@@ -420,6 +420,12 @@ def test_encoding_from_a_local_model_gives_each_item_the_vector_of_its_text(tiny
         np.testing.assert_allclose(np.load(npy)[row], alone, atol=1e-5)
 
 
+def test_an_item_without_text_gets_the_mean_whatever_the_model_says_of_nothing(tiny_model, tmp_path):
+    path = toy_items(tmp_path, ["red apple", "", "green apple", "car engine"])
+    vectors = np.load(encode_items(path, tmp_path, "toy", text_encoder=str(tiny_model), show_progress=False))
+    np.testing.assert_allclose(vectors[1], np.delete(vectors, 1, axis=0).mean(axis=0), atol=1e-6)
+
+
 @settings(max_examples=15, deadline=None)
 @given(st.permutations(range(len(TITLES))))
 def test_the_order_of_lines_does_not_change_a_byte(tmp_path_factory, order):

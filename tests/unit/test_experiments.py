@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import yaml
 
+from recbole_pad.__main__ import main
 from recbole_pad.config import PADConfig, properties
 from recbole_pad.data.frequency import FREQUENCY_GROUPS
 from recbole_pad.errors import InputError
@@ -23,6 +24,7 @@ from recbole_pad.evaluation.collector import Ranks
 from recbole_pad.evaluation.metrics import grouped_metrics, merged, metrics
 from recbole_pad.evaluation.rank_files import write_ranks
 from recbole_pad.evaluation.significance import paired_bootstrap
+from recbole_pad.experiments import cells
 from recbole_pad.experiments.cells import Cell, Grid, result_of
 from recbole_pad.experiments.comparison import against_best_other, against_reference
 from recbole_pad.experiments.definition import experiment_names, parse_experiment, read_experiment
@@ -30,7 +32,7 @@ from recbole_pad.experiments.experiment import run_experiment
 from recbole_pad.experiments.measures import Measure, measures_of, rows_of
 from recbole_pad.experiments.pages import grouped, in_words
 from recbole_pad.experiments.tables import COLUMNS, csv_text, groups_table, latex_table, markdown_table
-from recbole_pad.experiments.variants import parse_settings, parse_variants
+from recbole_pad.experiments.variants import parse_settings, parse_variants, shared_settings
 from recbole_pad.quick_start import _config
 
 N_USERS = 60
@@ -96,6 +98,36 @@ def test_variants_are_split_at_commas_outside_brackets():
     assert [variant.label for variant in found][:2] == ["PAD", "SASRec"]
     assert found[2].model == "PAD"
     assert found[2].settings == {"backbone": "GRU4Rec", "experts": ["rec", "llm"], "learning_rate": 0.001}
+
+
+def test_a_colon_may_stand_in_a_value():
+    pad, knn = parse_variants(["PAD:text_encoder=file:a/b.npy:loss=ce,TextKNN:text_encoder=tfidf:64"])
+    assert pad.settings == {"text_encoder": "file:a/b.npy", "loss": "ce"}
+    assert knn.settings == {"text_encoder": "tfidf:64"}
+
+
+@pytest.mark.parametrize("key", ["seed", "config_files", "nproc", "model", "checkpoint_dir"])
+def test_what_each_run_has_of_its_own_is_no_shared_setting(key: str):
+    assert shared_settings(["epochs=3"]) == {"epochs": 3}
+    with pytest.raises(InputError, match=f"{key}: cannot be set for all runs"):
+        shared_settings(["epochs=3", f"{key}=1"])
+
+
+def test_options_that_come_twice_add_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    asked: list[Any] = []
+
+    def compare(*arguments: Any) -> Any:
+        asked.append(arguments)
+        raise InputError("enough")
+
+    monkeypatch.setattr("recbole_pad.experiments.compare.compare", compare)
+    words = "--models PAD --models SASRec --datasets d --datasets e --seeds 1 --seeds 2 --set a=1 --set b=2 --name n"
+    assert main(["compare", *words.split()]) == 2
+    variants, datasets, seeds, shared, *_, name = asked[0]
+    assert [variant.label for variant in variants] == ["PAD", "SASRec"]
+    assert (datasets, seeds, shared, name) == (["d", "e"], [1, 2], {"a": 1, "b": 2}, "n")
+    assert main("compare --models PAD --datasets d".split()) == 2
+    assert asked[1][2] == [1]
 
 
 def test_a_model_with_nothing_to_train_has_one_cell():
@@ -201,6 +233,26 @@ def test_a_cells_folder_depends_on_what_it_computes_and_on_nothing_else(tmp_path
     assert len({cell.folder(tmp_path) for cell in [one, *others]}) == 8
 
 
+def test_a_cells_folder_depends_on_the_data_the_defaults_and_the_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A run of older defaults, of other interactions or texts is none of today's."""
+    (tmp_path / "d").mkdir()
+    own = tmp_path / "own.npy"
+    settings = {"data_path": str(tmp_path), "text_encoder": f"file:{own}+tfidf"}
+    found = [a_cell(**settings).digest]
+    for file in (tmp_path / "d" / "d.inter", tmp_path / "d" / "d.item", own):
+        for content in ("one", "another"):
+            file.write_text(content)
+            found.append(a_cell(**settings).digest)
+    monkeypatch.setattr(cells, "shipped_settings", lambda model, dataset: {"loss": model + dataset})
+    found.append(a_cell(**settings).digest)
+    monkeypatch.setattr("recbole_pad.__version__", "0.0.1")
+    found.append(a_cell(**settings).digest)
+    assert len(set(found)) == 9
+    assert a_cell(**settings).digest == found[-1]
+
+
 class Runner:
     """Stands for the process of a cell: writes a run, or fails."""
 
@@ -240,6 +292,16 @@ def test_a_cell_gets_its_settings_seed_and_folders(tmp_path: Path):
     assert (settings["learning_rate"], settings["seed"]) == (0.1, 5)
     assert settings["checkpoint_dir"] == str(cell.folder(tmp_path))
     assert settings["phase_cache"] == str(tmp_path / "phases")
+
+
+def test_a_cell_with_a_budget_takes_no_phase_for_nothing(tmp_path: Path):
+    """A phase of another cell, or of a killed run, would not be counted."""
+    cell, runner = a_cell(train_seconds=9), Runner()
+    left = cell.folder(tmp_path) / "PAD-d-0"
+    left.mkdir(parents=True)
+    (left / "last.pth").write_bytes(b"")
+    Grid(tmp_path, say=lambda line: None, run=runner).results([cell])
+    assert not {"phase_cache", "resume"} & set(runner.settings[cell])
 
 
 def test_a_killed_cell_of_pad_is_continued(tmp_path: Path):
@@ -486,7 +548,7 @@ def test_an_experiment_runs_chooses_on_validation_and_writes_its_files(tmp_path:
     experiment = parse_experiment("small", small(extra={"overlap": "diagnostics.kept.overlap"}))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("recbole_pad.experiments.cells._run_process", run)
-        arguments = (experiment, "d", [1, 2], {"epochs": 3}, tmp_path / "out", tmp_path / "cells")
+        arguments = (experiment, "d", [1, 2], {"epochs": 3, "x": 9}, tmp_path / "out", tmp_path / "cells")
         found = run_experiment(*arguments, command="recbole-pad experiment small", say=lambda line: None)
         n_ran = len(ran)
         again = run_experiment(*arguments, command="recbole-pad experiment small", say=lambda line: None)
@@ -495,6 +557,8 @@ def test_an_experiment_runs_chooses_on_validation_and_writes_its_files(tmp_path:
     assert found.choices[0].scores == {"1": 0.2, "2": 0.3}
     assert [row.label for row in found.rows] == ["A", "B", "C"]
     assert {cell.settings["epochs"] for cell in ran} == {3}
+    assert {cell.settings["x"] for cell in ran if cell.label == "A"} == {1}, "a variant's own setting was lost"
+    assert {cell.settings["x"] for cell in ran if cell.label == "C"} == {9}
     files = {path.suffix: path for path in found.files}
     assert set(files) == {".md", ".json", ".csv", ".png", ".svg"}
     page = files[".md"].read_text()
@@ -504,6 +568,7 @@ def test_an_experiment_runs_chooses_on_validation_and_writes_its_files(tmp_path:
         "recbole-pad experiment small",
         "small-d.svg",
         "| overlap |",
+        "All variants: epochs: 3, x: 9.",
         "0.300 ± 0.000",
         "chosen",
     ):
@@ -536,6 +601,32 @@ def test_rows_of_different_last_phases_are_compared_unless_phases_are_shown_apar
     }
 
 
+def test_a_model_without_the_phases_that_are_shown_stands_with_the_last_of_them(tmp_path: Path):
+    pytest.importorskip("matplotlib")
+
+    def run(cell: Cell, settings: Path, log: IO[bytes], lock: int) -> int:
+        phases = ["pretrain", "align", "finetune"] if cell.model == "PAD" else ["train"]
+        a_run(settings.parent / "run-1", {phase: ranks_of(cell.seed) for phase in phases})
+        return 0
+
+    variants = {"PAD": {}, "stock": {"model": "SASRec"}}
+    experiment = parse_experiment("small", small(variants=variants, show=["align", "finetune"]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("recbole_pad.experiments.cells._run_process", run)
+        found = run_experiment(experiment, "d", [1], {}, tmp_path / "out", tmp_path / "cells", say=lambda line: None)
+    assert [row.name for row in found.rows] == ["PAD, align", "PAD", "stock"]
+    assert {(test.first, test.second) for test in found.tests} == {("stock", "PAD")}
+
+
+def test_an_experiment_without_matplotlib_is_refused_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("recbole_pad.experiments.figures.find_spec", lambda name: None)
+    with pytest.raises(InputError, match="figures need matplotlib: pip install"):
+        run_experiment(parse_experiment("small", small()), "d", [1], {}, tmp_path / "out", tmp_path / "cells")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -546,6 +637,9 @@ def test_rows_of_different_last_phases_are_compared_unless_phases_are_shown_apar
         ({"variants": {"A": {"start": "B"}}}, "A: start: 'B' is no variant"),
         ({"variants": {"A": {"tune": {"x": []}}}}, "A: tune:"),
         ({"variants": {"A": [1]}}, "must be a mapping"),
+        ({"variants": {"A": {"start": "B"}, "B": {"start": "A"}}}, "A: start: A from B from A goes in a circle"),
+        (small(show=["alignn"]), "small: show: 'alignn' is not known"),
+        (small(tuning={"seed": 3}), "tuning: 'seed' is not understood"),
     ],
 )
 def test_bad_experiments_are_refused(content: dict[str, Any], message: str):

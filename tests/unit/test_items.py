@@ -7,6 +7,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from recbole.data.interaction import Interaction
@@ -16,6 +17,7 @@ from recbole_pad.model import experts
 from recbole_pad.model.items import AlignedVectors, Catalogue, IDVectors, TextVectors, UnitTextVectors
 from recbole_pad.model.pad import PAD
 from recbole_pad.nn.adapter import FUSIONS, TextAdapter
+from recbole_pad.nn.text_transforms import transform_text
 from tests.reference import mmd_loops, scores_loops
 
 PHASES = ["pretrain", "align", "finetune"]
@@ -25,7 +27,7 @@ def catalogue_of(counts: list[int], width: int = 5) -> Catalogue:
     """Random text vectors; bins do not matter to item vectors."""
     text = torch.randn(len(counts), width)
     text[0] = 0.0
-    return Catalogue(torch.tensor(counts), torch.ones(len(counts), dtype=torch.long), text)
+    return Catalogue(torch.tensor(counts), torch.tensor(counts) > 0, torch.ones(len(counts), dtype=torch.long), text)
 
 
 def id_weights(model: PAD) -> list[torch.nn.Parameter]:
@@ -226,6 +228,22 @@ def test_match_vectors_have_one_length_and_the_directions_of_the_text():
         for b in range(1, 4):
             expected = 16 * mmd_loops.cosine(text[a], text[b])
             assert mmd_loops.dot(vectors[a], vectors[b]) == pytest.approx(expected, abs=1e-5)
+
+
+@torch.no_grad()
+def test_items_without_text_are_no_neighbours_of_each_other():
+    """A text that is the mean of the others is, centred and whitened, zero up to rounding; that says nothing."""
+    raw = np.random.default_rng(3).normal(size=(200, 6)).astype(np.float32)
+    raw[[20, 30, 40]] = np.delete(raw, [20, 30, 40], axis=0).mean(axis=0)
+    text = torch.zeros(201, 6)
+    text[1:] = transform_text(torch.from_numpy(np.vstack([np.zeros(6, np.float32), raw])), "whiten")[1:]
+    ones = torch.ones(201, dtype=torch.long)
+    catalogue = Catalogue(ones, ones > 0, ones, text)
+    vectors = UnitTextVectors(catalogue, 4.0)(None)
+    without_text = [0, 21, 31, 41]
+    lengths = vectors.norm(dim=1)
+    assert lengths[without_text].tolist() == [0, 0, 0, 0]
+    assert np.delete(lengths.numpy(), without_text) == pytest.approx(4.0, abs=1e-5)
 
 
 def test_text_vectors_get_no_gradient(build):

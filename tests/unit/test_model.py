@@ -671,6 +671,21 @@ def test_the_last_phase_trains_what_no_earlier_phase_has_trained(build: Build, t
     assert model.learning_experts() == ("align",)
 
 
+def test_experts_that_a_phase_does_not_train_have_no_dropout_in_it(build: Build):
+    """The gate and the other experts would learn beside noise that is not there when items are scored."""
+    model, _, _ = build(expert_loss="joint", gate_fit="train", experts=["rec", "align", "llm"])
+    model.phase = "finetune"
+    model.start_experts({"rec", "align"})
+    model.train()
+    modes = {name: {module.training for module in model.experts[name].modules()} for name in model.experts}
+    assert modes == {"rec": {False}, "align": {False}, "llm": {True}}
+    model.phase = "align"
+    model.train()
+    assert model.experts["align"].training
+    model.eval()
+    assert not any(module.training for module in model.modules())
+
+
 @pytest.mark.parametrize(
     ("experts", "expert_loss", "learns"),
     [

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import bootstrap
 
+from recbole_pad.evaluation import significance
 from recbole_pad.evaluation.metrics import gains
 from recbole_pad.evaluation.significance import holm, paired_bootstrap, seed_t_test
 
@@ -47,6 +48,13 @@ def test_swapping_the_models_turns_the_sign(values: list[float], seed: int):
     assert one["low"] <= one["difference"] + 1e-9
     assert one["difference"] - 1e-9 <= one["high"]
     assert 0 < one["p"] <= 1
+
+
+def test_resamples_drawn_in_parts_are_those_drawn_at_once(monkeypatch: pytest.MonkeyPatch):
+    one, other = (np.random.default_rng(seed).random(50) for seed in (1, 2))
+    found = paired_bootstrap(one, other, n_resamples=1001)
+    monkeypatch.setattr(significance, "_RESAMPLES_AT_ONCE", 10_000)
+    assert found == pytest.approx(paired_bootstrap(one, other, n_resamples=1001))
 
 
 def test_shapes_that_do_not_fit_are_refused():

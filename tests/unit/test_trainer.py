@@ -342,6 +342,20 @@ def test_an_expert_that_learns_alone_is_validated_by_itself_and_the_phase_by_the
     assert results[0] != results[1]
 
 
+def test_sampled_evaluation_is_refused_before_training_where_a_gate_is_to_be_fitted(build: Build):
+    def fit(**changes: Any) -> Any:
+        sampled = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "uni10"}
+        run = build(eval_args=sampled, mask_history=False, **changes)
+        return PADTrainer(run.config, run.model).fit(run.train, run.valid, saved=False)
+
+    with pytest.raises(
+        InputError, match=r"gate_fit: valid ranks .* eval_args\.mode is uni10; set mode: full, or gate_fit"
+    ):
+        fit()
+    score, result = fit(gate_fit="none", epochs=1)
+    assert score == result["ndcg@10"]
+
+
 @pytest.mark.parametrize("changes", [{"retrain_experts": True}, LEARNED_GATE], ids=["several learn", "joint loss"])
 def test_where_no_expert_learns_alone_the_mixture_is_validated(changes: dict[str, Any], build: Build):
     run = build(epochs=1, **{**changes, "gate_fit": "none"})
