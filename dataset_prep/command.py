@@ -108,8 +108,14 @@ def _source(known: argparse.Namespace) -> Source:
     wrong = set(columns) - {"user", "item", "time", "rating"}
     if wrong or not {"user", "item"} <= set(columns):
         raise InputError("columns: write user=..., item=..., and time=... and rating=... if there are such columns")
+    if known.time_unit and "time" not in columns:
+        raise InputError(f"time_unit: {known.time_unit!r} is of a column of times; add time=... to columns")
     mapping = Columns(**columns, time_unit=known.time_unit or "s")
-    return with_columns(source, mapping, _pairs(known.item_columns, "item_columns"), known.separator, known.format)
+    item_columns = _pairs(known.item_columns, "item_columns")
+    made = with_columns(source, mapping, item_columns, known.separator, known.format)
+    if item_columns and not known.items:
+        raise InputError("item_columns: are columns of the files of items; name them in --items")
+    return made
 
 
 def _pairs(given: Sequence[str], what: str) -> dict[str, str]:

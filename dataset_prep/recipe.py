@@ -41,6 +41,8 @@ class Recipe:
         for name in ("user_core", "item_core"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.longest is None and self.kept:
+            raise InputError(f"kept: {self.kept} is of users with more rows than longest; set longest, too")
         if self.longest is not None and not 1 <= self.kept <= self.longest:
             raise InputError(f"kept must be from 1 to longest ({self.longest}), not {self.kept}")
 

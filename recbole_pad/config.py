@@ -286,7 +286,7 @@ def read_yaml(path: Path, missing: str) -> Any:
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise InputError(f"{path}: is not YAML: {error}") from error
+        raise InputError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
 
 
 def property_names(folder: str) -> list[str]:

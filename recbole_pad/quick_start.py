@@ -28,6 +28,7 @@ import recbole_pad
 from recbole_pad import checkpoint, diagnose, launch
 from recbole_pad.budget import Budget, BudgetSpent
 from recbole_pad.checkpoint import RunFolder
+from recbole_pad.config import read_yaml
 from recbole_pad.data.histories import cuts_globally
 from recbole_pad.distributed import PROCESS_KEYS, Processes
 from recbole_pad.errors import InputError
@@ -185,6 +186,8 @@ def run_recbole(
     """
     check_model(model)
     config = _config(model, dataset, config_file_list, config_dict)
+    if config["resume"] and not has_phases(model):
+        raise InputError(f"resume: {model} has no phases to go on with; start it again, without resume")
     check_dataset(config)
     processes = Processes.of(config)
     init_seed(config["seed"], config["reproducibility"])
@@ -212,7 +215,9 @@ def run_recbole(
         opened(folder.path)
         trainer.saved_model_file = str(folder.model_file)
     curve: list[list[float]] = []
-    best_valid_score, best_valid_result = _fit(trainer, train_data, valid_data, saved, curve)
+    best_valid_score, best_valid_result = _fit(
+        trainer, train_data, valid_data, saved, lambda epoch, score: curve.append([epoch, score])
+    )
     record = _stock_record(trainer, len(train_data), time.monotonic() - started, curve)
     processes.wait()
     pairs = None if groups is None else groups.pairs(split, "test")
@@ -302,11 +307,9 @@ def train(
 
     def epoch_done(epoch: int, score: float) -> None:
         if validated is not None:
-            validated(getattr(network, "phase", "train"), epoch, float(score))
+            validated(getattr(network, "phase", "train"), epoch, score)
 
-    score, result = trainer.fit(
-        train_data, valid_data, saved=False, show_progress=config["show_progress"], callback_fn=epoch_done
-    )
+    score, result = _fit(trainer, train_data, valid_data, False, epoch_done)
     stock = {"train": _stock_record(trainer, len(train_data), time.monotonic() - started, [])}
     records = trainer.records if isinstance(trainer, PADTrainer) else stock
     kept = ("epochs", "best_epoch", "best_valid_score", "seconds", "reused_from")
@@ -318,9 +321,6 @@ def train(
 
 
 def _config(model: str, dataset: str, config_file_list: list[str] | None, config_dict: dict[str, Any] | None) -> Config:
-    for file in config_file_list or []:
-        if not Path(file).is_file():
-            raise InputError(f"config_files: {file} does not exist")
     settings = {"protocol": "pad", **_protocol_of_files(config_file_list), **(config_dict or {})}
     try:
         return Config(model=model, dataset=dataset, config_file_list=config_file_list, config_dict=settings)
@@ -332,11 +332,13 @@ def _config(model: str, dataset: str, config_file_list: list[str] | None, config
 
 def _protocol_of_files(config_file_list: list[str] | None) -> dict[str, Any]:
     """RecBole lets a dict win over files; our default of `protocol` must not."""
-    for file in reversed(config_file_list or []):
-        content = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
-        if "protocol" in content:
-            return {"protocol": content["protocol"]}
-    return {}
+    found: dict[str, Any] = {}
+    for file in config_file_list or []:
+        content = read_yaml(Path(file), f"config_files: {file} does not exist") or {}
+        if not isinstance(content, dict):
+            raise InputError(f"config_files: {file} holds no `key: value`, but {content!r}")
+        found.update({key: content[key] for key in ("protocol",) if key in content})
+    return found
 
 
 def model_names() -> list[str]:
@@ -439,13 +441,13 @@ def _phase_reports(
 
 
 def _fit(
-    trainer: Any, train_data: Any, valid_data: Any, saved: bool, curve: list[list[float]]
+    trainer: Any, train_data: Any, valid_data: Any, saved: bool, validated: Callable[[int, float], None]
 ) -> tuple[float | None, dict[str, float] | None]:
-    """RecBole's `fit` within the budget of `train_seconds`; the validations of a stock model go into `curve`."""
+    """RecBole's `fit` within the budget of `train_seconds`; `validated` gets each epoch and its score."""
     budget = Budget(trainer.config["train_seconds"])
 
-    def validated(epoch: int, score: float) -> None:
-        curve.append([epoch, float(score)])
+    def epoch_done(epoch: int, score: float) -> None:
+        validated(epoch, float(score))
         budget(epoch, score)
 
     try:
@@ -454,7 +456,7 @@ def _fit(
             valid_data,
             saved=saved,
             show_progress=trainer.config["show_progress"],
-            callback_fn=validated,
+            callback_fn=epoch_done,
         )
     except BudgetSpent:
         getLogger().info(f"train_seconds: {trainer.config['train_seconds']} s are over, training ends here")

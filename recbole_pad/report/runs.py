@@ -30,6 +30,9 @@ _NOT_OF_A_MODEL = set(
 )
 
 
+_ALSO_SETTINGS = ("max_history", "positions")  # of a report's protocol: MAX_ITEM_LIST_LENGTH, positions
+
+
 @dataclass(frozen=True)
 class Run:
     """One run.
@@ -152,10 +155,16 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
 
 
 def group_runs(runs: Sequence[Run]) -> list[Model]:
-    """Put runs together that differ in the seed alone, in the order of their first runs."""
-    groups: dict[str, list[Run]] = {}
+    """Put runs together that differ in the seed alone, in the order of their first runs.
+
+    A second run of the same seed is another model: of other defaults or data, perhaps, and no seed of its own.
+    """
+    groups: dict[tuple[str, int], list[Run]] = {}
     for run in runs:
-        groups.setdefault(f"{_model_name(run)} {sorted(_own_settings(run).items())}", []).append(run)
+        name, number = f"{_model_name(run)} {sorted(_own_settings(run).items())}", 0
+        while any(run.seed == other.seed for other in groups.get((name, number), [])):
+            number += 1
+        groups.setdefault((name, number), []).append(run)
     return [Model(label, own) for label, own in zip(_labels(list(groups.values())), groups.values(), strict=True)]
 
 
@@ -184,7 +193,10 @@ def _model_name(run: Run) -> str:
 
 
 def _own_settings(run: Run) -> dict[str, str]:
-    return {key: str(value) for key, value in run.settings.items() if key not in _NOT_OF_A_MODEL}
+    """What makes the model, with the protocol that it was trained and tested under."""
+    protocol = {key: value for key, value in (run.report.get("protocol") or {}).items() if key not in _ALSO_SETTINGS}
+    every = {**protocol, **run.settings}
+    return {key: str(value) for key, value in every.items() if key not in _NOT_OF_A_MODEL}
 
 
 def _read_settings(path: Path) -> dict[str, Any]:

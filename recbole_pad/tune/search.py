@@ -282,7 +282,9 @@ def _same_or_first(study: Study, signature: dict[str, Any], space: Space, base: 
     if before is None:
         study.set_user_attr(_MADE_WITH, signature)
         defaults = space.defaults(base)
-        if defaults and sampler != "grid":
+        if not defaults:
+            getLogger().warning("space: holds no value of the config as it is, so that no trial is the config as it is")
+        elif sampler != "grid":
             study.enqueue_trial(defaults, user_attrs={OWN_VALUES: True}, skip_if_exists=True)
         return
     for key, value in signature.items():

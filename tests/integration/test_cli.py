@@ -142,6 +142,8 @@ def refused(data_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
         (["--dataset=tiny", "--mmd_weight=-1"], ["mmd_weight: -1"]),
         (["--dataset=tiny", "--protocol=pda"], ["protocol: 'pda'", "did you mean 'pad'?"]),
         (["--dataset=tiny", "--config_files=one.yaml two.yaml"], ["config_files: one.yaml does not exist"]),
+        (["--dataset=tiny", "--config_files=broken.yaml"], ["broken.yaml: is not YAML"]),
+        (["--dataset=tiny", "--config_files=list.yaml"], ["list.yaml holds no `key: value`"]),
         (["--dataset=tiny", "--epochs=2", "--epochs=3"], ["duplicate", "epochs"]),
         (["--dataset=tiny", "--epochs"], ["'--epochs'", "--key=value"]),
         (["--dataset=tiny", "epochs=3"], ["'epochs=3'", "--key=value"]),
@@ -155,6 +157,8 @@ def refused(data_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 def test_a_wrong_argument_is_named_with_what_would_be_right(
     words: list[str], parts: list[str], refused: Callable[..., str]
 ):
+    Path("broken.yaml").write_text("epochs: [3\n")
+    Path("list.yaml").write_text("- epochs\n")
     message = refused(*([] if words[0].startswith("--dataset") else ["--dataset=tiny"]), *words)
     for part in parts:
         assert part in message

@@ -487,6 +487,14 @@ def test_every_source_has_a_page_and_its_links_commands_and_addresses_are_right(
         (["table", "--name", "x", "--columns", "user=a"], ["write user=..., item=..."]),
         (["table", "--name", "x", "--columns", "user"], ["'user' is not of the form name=column"]),
         (["table", "--name", "x", "--columns", "user=a", "item=b", "--item_columns", "title=t"], ["column of the ids"]),
+        (
+            ["table", "--name", "x", "--columns", "user=a", "item=b", "--item_columns", "item=c", "title=t"],
+            ["item_columns: are columns of the files of items; name them in --items"],
+        ),
+        (
+            ["table", "--name", "x", "--columns", "user=a", "item=b", "--time_unit", "iso"],
+            ["time_unit: 'iso' is of a column of times; add time=... to columns"],
+        ),
         (["mind", "--name", "x", "--time_unit", "ms"], ["time_unit: mind knows its files"]),
         (["mind", "--name", "x/y"], ["name: 'x/y'"]),
         (["mind", "--name", "x", "--interactions", "a", "--download", "small"], ["either the files, or what to fetch"]),

@@ -10,7 +10,7 @@ import pytest
 import recbole.trainer.trainer
 
 from recbole_pad.budget import Budget, BudgetSpent, patience
-from recbole_pad.quick_start import run_recbole
+from recbole_pad.quick_start import run_recbole, train
 
 
 def test_a_budget_ends_at_the_first_validation_after_its_seconds():
@@ -60,6 +60,13 @@ def test_a_small_dataset_gets_its_steps_before_training_stops(
 def test_no_budget_never_ends():
     budget = Budget(None, clock=lambda: 1e12)
     budget(10**6, 0.0)
+
+
+@pytest.mark.parametrize("model", ["PAD", "MoRec"])
+def test_a_trial_of_a_search_keeps_the_budget(model: str, settings: Any):
+    found = train(model, "tiny", config_dict={**settings("PAD"), "train_seconds": 1e-9, "epochs": 5})
+    assert {phase["epochs"] for phase in found["phases"].values()} == {1}
+    assert found["best_valid_score"] > 0
 
 
 @pytest.mark.parametrize(("model", "phases"), [("PAD", ["pretrain", "align", "finetune"]), ("GRU4Rec", ["train"])])

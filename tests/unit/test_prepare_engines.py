@@ -62,13 +62,12 @@ rows_strategy = st.lists(
     max_size=40,
 )
 recipes = st.builds(
-    Recipe,
+    lambda cut, **others: Recipe(longest=cut[0], kept=cut[1], **others),
+    cut=st.sampled_from([(None, 0), (3, 1), (3, 3), (5, 2)]),
     duplicates=st.sampled_from(["keep", "exact", "pair"]),
     min_rating=st.sampled_from([None, 4]),
     user_core=st.integers(1, 4),
     item_core=st.integers(1, 4),
-    longest=st.sampled_from([None, 3, 5]),
-    kept=st.integers(1, 3),
 )
 EQUAL = {"keep": [], "exact": [(0, 1, 2)], "pair": [(0, 1)]}
 
@@ -264,6 +263,7 @@ def test_a_memory_limit_that_is_none_is_refused(tmp_path: Path):
         ({"user_core": 0}, "user_core must be at least 1"),
         ({"longest": 5, "kept": 6}, "kept must be from 1 to longest"),
         ({"longest": 5}, "kept must be from 1 to longest"),
+        ({"kept": 5}, "kept: 5 is of users with more rows than longest; set longest, too"),
     ],
 )
 def test_recipes_that_make_no_sense_are_refused(changes: dict[str, Any], words: str):

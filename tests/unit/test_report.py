@@ -251,6 +251,18 @@ def test_other_settings_make_another_model_and_name_it(run: Callable[..., Path])
     ]
 
 
+def test_runs_under_another_protocol_and_second_runs_of_a_seed_are_not_averaged(run: Callable[..., Path]):
+    other = report(seed=2)
+    other["protocol"] = {**other["protocol"], "mask_history": False}
+    folders = [run("a", report(seed=1)), run("b", other), run("c", report(seed=1)), run("d", report(seed=2))]
+    models = group_runs(read_runs(folders))
+    assert [(model.label, model.seeds) for model in models] == [
+        ("PAD (SASRec): mask_history=True", "1, 2"),
+        ("PAD (SASRec): mask_history=False", "2"),
+        ("PAD (SASRec): mask_history=True #2", "1"),
+    ]
+
+
 def test_models_that_differ_by_a_missing_setting_have_different_names(run: Callable[..., Path]):
     models = group_runs(read_runs([run("a", report()), run("b", report(), fusion="sum")]))
     assert [model.label for model in models] == ["PAD (SASRec)", "PAD (SASRec): fusion=sum"]
