@@ -10,7 +10,7 @@ the rest (batch size, learning rate, dropout), on one thread.
 2. Both start anew and train for the same wall time, in turns of 5 s; then NDCG@10 of the models as they are, on
    validation and test data: full ranking, history not masked (RecBole's protocol). Evaluation does not count.
 
-PAD's epoch covers the last N + 1 training items of each user, RecBole's every prefix; point 2 is what compares them.
+PAD's epoch covers the last N + 1 training items of each user here, RecBole's every prefix; point 2 is what compares them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,10 @@ from recbole_pad.quick_start import _config
 
 TARGET_RATIO = 60
 TURN_SECONDS = 5.0
-SIDES: dict[str, dict[str, Any]] = {"PAD": {"phases": ["pretrain"], "loss": "ce"}, "SASRec": {"loss_type": "CE"}}
+SIDES: dict[str, dict[str, Any]] = {
+    "PAD": {"phases": ["pretrain"], "loss": "ce", "train_windows": "last"},
+    "SASRec": {"loss_type": "CE"},
+}
 SIZES = {"hidden_size": 64, "inner_size": 256, "n_layers": 2, "n_heads": 2}
 EVALUATION = {"protocol": "recbole", "metrics": ["NDCG"], "topk": [10], "valid_metric": "NDCG@10"}
 
