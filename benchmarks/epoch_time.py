@@ -10,7 +10,7 @@ the rest (batch size, learning rate, dropout), on one thread.
 2. Both start anew and train for the same wall time, in turns of 5 s; then NDCG@10 of the models as they are, on
    validation and test data: full ranking, history not masked (RecBole's protocol). Evaluation does not count.
 
-PAD's epoch covers the last N + 1 training items of each user here, RecBole's every prefix; point 2 is what compares them.
+PAD's epoch covers the last N + 1 training items of each user here, RecBole's every prefix; point 2 compares them.
 """
 
 from __future__ import annotations
