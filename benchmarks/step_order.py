@@ -5,13 +5,14 @@
 
 Amazon's 2014 files keep the order of their item ids (ASINs) where the dates of a user's reviews tie, so 7 of 10 last
 steps go up in them, 5 by chance. A model that profits from that order, and from nothing else, gains where the step goes
-up and loses where it goes down. Test rows, history masked, mean over the seeds that a cell has; the first model against
+up and loses where it goes down (see also `shuffled_histories.py`). Test rows, history masked, mean over the seeds that a cell has; the first model against
 each other one with a 95 % interval (paired bootstrap over rows).
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from recbole_pad.evaluation.collector import Ranks
 from recbole_pad.evaluation.metrics import gains
 from recbole_pad.evaluation.rank_files import RANKS_FILE, read_ranks
 from recbole_pad.evaluation.significance import paired_bootstrap
+from recbole_pad.model.positions import newest_items
 from recbole_pad.quick_start import _config
 
 
@@ -37,9 +39,8 @@ def goes_up(dataset: str, data_path: str, rows: Ranks) -> NDArray[np.bool_]:
     whole = create_dataset(config)
     _, _, test = data_preparation(config, whole)
     feat = test.dataset.inter_feat
-    newest = feat[whole.item_id_list_field if hasattr(whole, "item_id_list_field") else "item_id_list"]
-    length = feat["item_length"]
-    before = newest.gather(1, length[:, None] - 1)[:, 0].numpy()
+    history, length = feat[whole.iid_field + config["LIST_SUFFIX"]], feat[config["ITEM_LIST_LENGTH_FIELD"]]
+    before = newest_items(history, length).numpy()
     order = np.lexsort((feat[whole.iid_field].numpy(), feat[whole.uid_field].numpy()))
     if not np.array_equal(feat[whole.iid_field].numpy()[order], rows.target):
         raise SystemExit(f"the runs were not made on {data_path}/{dataset}")
@@ -54,6 +55,7 @@ def main() -> None:
     parser.add_argument("--dataset", required=True)
     parser.add_argument("--data_path", required=True)
     args = parser.parse_args()
+    sys.argv = sys.argv[:1]  # RecBole reads it, too
     ranks = {cell.name: found for cell in args.cells if (found := last_ranks(cell))}
     values = {name: np.mean([gains(one.masked, "ndcg@10") for one in own], axis=0) for name, own in ranks.items()}
     rows = next(iter(ranks.values()))[0]
