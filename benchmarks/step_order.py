@@ -5,8 +5,8 @@
 
 Amazon's 2014 files keep the order of their item ids (ASINs) where the dates of a user's reviews tie, so 7 of 10 last
 steps go up in them, 5 by chance. A model that profits from that order, and from nothing else, gains where the step goes
-up and loses where it goes down (see also `shuffled_histories.py`). Test rows, history masked, mean over the seeds that a
-cell has; the first model against each other one with a 95 % interval (paired bootstrap over rows).
+up and loses where it goes down; `shuffled_histories.py` asks the same in another way. Test rows, history masked, mean
+over the seeds that a cell has; the first model against each other one, 95 % interval by paired bootstrap over rows.
 """
 
 from __future__ import annotations
