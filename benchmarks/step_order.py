@@ -1,12 +1,13 @@
-"""Does a gain come from the order of files? NDCG@10 by whether the last step goes up or down in item id.
+"""NDCG@10 by whether the last step goes up or down in item id: what part of a gain lies in steps of one day.
 
     recbole-pad compare --models PAD,IDTextSum --datasets amazon_beauty --data_path=DIR
     python benchmarks/step_order.py --dataset amazon_beauty --data_path DIR cells/amazon_beauty/*
 
 Amazon's 2014 files keep the order of their item ids (ASINs) where the dates of a user's reviews tie, so 7 of 10 last
-steps go up in them, 5 by chance. A model that profits from that order, and from nothing else, gains where the step goes
-up and loses where it goes down; `shuffled_histories.py` asks the same in another way. Test rows, history masked, mean
-over the seeds that a cell has; the first model against each other one, 95 % interval by paired bootstrap over rows.
+steps go up in them, 5 by chance. All steps within a day go up; those between days go either way. So a gain in steps up
+alone is one in purchases of a day, which are alike, or one of a model that has learned the order: on a copy by
+`shuffled_histories.py` no model can, and what is left there is the former. Test rows, history masked, mean over the
+seeds that a cell has; the first model against each other one, 95 % interval by paired bootstrap over rows.
 """
 
 from __future__ import annotations
