@@ -20,6 +20,7 @@ from recbole_pad.averaging import WeightAverage
 from recbole_pad.budget import BudgetSpent, patience
 from recbole_pad.checkpoint import RunFolder
 from recbole_pad.config import PADConfig, phase_view
+from recbole_pad.data.cold_split import withheld_of
 from recbole_pad.data.drift import drift_weights
 from recbole_pad.data.frequency import FREQUENCY_GROUPS, frequency_group
 from recbole_pad.data.loader import of_all_rows
@@ -353,8 +354,15 @@ class FinetuneTrainer(PhaseTrainer):
         group = frequency_group(dataset.train_counts)
         weights = drift_weights(dataset.train_histories, dataset.item_num)[group]
         weights = weights * np.where(group <= FREQUENCY_GROUPS.index("1-5"), self.settings.gate_cold_weight, 1.0)
+        withheld = withheld_of(dataset)
         if self.processes.is_first:  # on all rows: a fit on shares of them would be another one
-            fit_gate(self.model, of_all_rows(valid_data), torch.from_numpy(weights).float(), self.settings.seed)
+            fit_gate(
+                self.model,
+                of_all_rows(valid_data),
+                torch.from_numpy(weights).float(),
+                self.settings.seed,
+                None if withheld is None else torch.from_numpy(withheld),
+            )
         self.processes.same_values(self.model.gate.parameters())
         self._score_mixture(valid_data, "gate fitted on validation data (in-sample)")
         return True

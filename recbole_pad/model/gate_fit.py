@@ -72,12 +72,13 @@ class Candidates:
 
     @classmethod
     @torch.no_grad()
-    def draw(cls, model: PAD, target: Tensor, generator: torch.Generator) -> Candidates:
-        """Draw the sample and compute the vectors; once, the experts do not change."""
-        n_items = model.n_items
-        sample = torch.arange(1, n_items)
-        if n_items > _MAX_ITEMS:
-            sample = torch.randperm(n_items - 1, generator=generator)[:_MAX_ITEMS].sort().values + 1
+    def draw(cls, model: PAD, target: Tensor, generator: torch.Generator, withheld: Tensor | None = None) -> Candidates:
+        """Draw the sample, without withheld items, and compute the vectors; once, the experts do not change."""
+        sample = torch.arange(1, model.n_items)
+        if withheld is not None:
+            sample = sample[~withheld[1:]]
+        if len(sample) >= _MAX_ITEMS:
+            sample = sample[torch.randperm(len(sample), generator=generator)[:_MAX_ITEMS].sort().values]
         sample = sample.to(target.device)
         item_ids = torch.unique(torch.cat([sample.new_zeros(1), sample, target]))
         return cls(sample, item_ids, [vectors.detach() for vectors in model.expert_vectors(item_ids)])
@@ -155,7 +156,7 @@ def _bounded_rows(model: PAD, loader: Any, seed: int) -> HeldOutRows:
     return rows
 
 
-def fit_gate(model: PAD, loader: Any, target_weights: Tensor, seed: int) -> None:
+def fit_gate(model: PAD, loader: Any, target_weights: Tensor, seed: int, withheld: Tensor | None = None) -> None:
     """Fit the gate's parameters to the held-out targets; nothing else changes.
 
     Args:
@@ -163,6 +164,8 @@ def fit_gate(model: PAD, loader: Any, target_weights: Tensor, seed: int) -> None
         loader: RecBole's validation loader of all rows; its history index (if any) is masked as at evaluation.
         target_weights: weight of a row by its target item, shape (V,).
         seed: of the choice and the order of rows, and of the sample of candidates.
+        withheld: items that no validation row can have as its target (key `cold_split`), shape (V,), bool: among the
+            candidates they would only teach the gate to put down what was never seen. None: there are none.
     """
     model.eval()
     rows = _bounded_rows(model, loader, seed)
@@ -170,7 +173,7 @@ def fit_gate(model: PAD, loader: Any, target_weights: Tensor, seed: int) -> None
     row_weights = row_weights / row_weights.mean()
     optimizer = torch.optim.Adam(model.gate.parameters(), lr=_LEARNING_RATE)
     generator = torch.Generator().manual_seed(seed)
-    candidates = Candidates.draw(model, rows.target, generator)
+    candidates = Candidates.draw(model, rows.target, generator, withheld)
     averaged = AveragedModel(model.gate)  # over the end of the fit: the path there is noisy
     steps_left = sum(n_steps for _, n_steps in _STAGES)
     for loss_of, n_steps in _STAGES:

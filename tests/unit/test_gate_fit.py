@@ -19,6 +19,7 @@ from recbole_pad.model.gate_fit import (
     held_out_rows,
 )
 from recbole_pad.nn.ragged import Ragged
+from recbole_pad.phase_trainers import FinetuneTrainer
 
 
 @pytest.fixture
@@ -258,6 +259,38 @@ def test_scores_of_a_batch_are_the_models_own(model: tuple[Any, Any], limit: int
             expected = -1e9 if item in masked else every[row, item].item()
             assert scores[row, column].item() == pytest.approx(expected, rel=1e-4, abs=1e-4)
         assert sorted(wanted)[place[row]] == rows.target[index]
+
+
+@pytest.mark.parametrize("limit", [20_000, 9])
+def test_withheld_items_are_no_candidates_but_for_targets(
+    model: tuple[Any, Any], limit: int, monkeypatch: pytest.MonkeyPatch
+):
+    network, loader = model
+    monkeypatch.setattr(gate_fit, "_MAX_ITEMS", limit)
+    target = held_out_rows(network, loader).target
+    withheld = torch.zeros(network.n_items, dtype=torch.bool)
+    withheld[[2, 5, 7, int(target[0])]] = True
+    found = Candidates.draw(network, target, torch.Generator().manual_seed(1), withheld)
+    assert not withheld[found.sample].any()
+    assert len(found.sample) == min(limit, network.n_items - 1 - int(withheld.sum()))
+    items, _ = found.of(target[:1])
+    assert set(items.tolist()) == set(found.sample.tolist()) | {int(target[0])}
+
+
+@pytest.mark.parametrize("withheld", [None, 0.2])
+def test_the_gate_is_fitted_without_the_items_that_a_cold_split_withholds(
+    withheld: float | None, prepared: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+):
+    given: list[Any] = []
+    monkeypatch.setattr("recbole_pad.phase_trainers.fit_gate", lambda *arguments: given.append(arguments[-1]))
+    changes = {} if withheld is None else {"cold_split": withheld}
+    config, whole, train_data, valid_data, _ = prepared(mask_history=True, epochs=0, **changes)
+    network = get_model("PAD")(config, train_data._dataset)
+    FinetuneTrainer(config, network).fit(train_data, valid_data, saved=False)
+    if withheld is None:
+        assert given == [None]
+    else:
+        assert given[0].tolist() == whole.withheld_items.tolist()
 
 
 def test_of_a_large_catalogue_the_vectors_of_the_sample_and_the_targets_are_all_that_is_computed(
