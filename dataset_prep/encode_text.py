@@ -302,7 +302,7 @@ def encoding_alone(npy: Path) -> Iterator[None]:
     """Hold the right to make these vectors; wait, and say so, while another process of this machine has it.
 
     Runs that are started together and miss the same vectors would delete each other's shards. A killed process loses
-    the right.
+    the right; like one that fails, it leaves the empty lock file, hidden beside the vectors.
 
     Raises:
         InputError: if the folder cannot be made or written.

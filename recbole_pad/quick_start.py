@@ -337,7 +337,8 @@ def _protocol_of_files(config_file_list: list[str] | None) -> dict[str, Any]:
         content = read_yaml(Path(file), f"config_files: {file} does not exist") or {}
         if not isinstance(content, dict):
             raise InputError(f"config_files: {file} holds no `key: value`, but {content!r}")
-        found.update({key: content[key] for key in ("protocol",) if key in content})
+        if "protocol" in content:
+            found["protocol"] = content["protocol"]
     return found
 
 

@@ -99,11 +99,10 @@ class PADTrainer(Trainer):
 
     def _check_gate_rows(self) -> None:
         """Refuse, before hours of training, an evaluation on which the gate cannot be fitted at their end."""
-        mode = self.config["eval_args"]["mode"]
-        valid = mode["valid"] if isinstance(mode, dict) else mode
-        if self.settings.fits_gate and valid != "full":
+        mode = self.config["eval_args"]["mode"]["valid"]
+        if self.settings.fits_gate and mode != "full":
             raise InputError(
-                f"gate_fit: valid ranks validation targets among all items, but eval_args.mode is {valid}; set mode: "
+                f"gate_fit: valid ranks validation targets among all items, but eval_args.mode is {mode}; set mode: "
                 "full, or gate_fit: none"
             )
 

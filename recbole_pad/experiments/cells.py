@@ -26,6 +26,7 @@ import recbole_pad
 from recbole_pad.checkpoint import NUMBERS, file_digest
 from recbole_pad.config import shipped_settings
 from recbole_pad.data.text_table import OWN_FILE
+from recbole_pad.dataset_prep.text_encoders import encoder_parts
 from recbole_pad.errors import InputError
 from recbole_pad.evaluation.collector import Ranks
 from recbole_pad.evaluation.rank_files import RANKS_FILE, read_frequency, read_ranks
@@ -74,9 +75,9 @@ class Cell:
         """Digests of the dataset's files, and of vectors that the user brought; None for a file that is not there."""
         folder = Path(str(self.settings.get("data_path", "dataset"))) / self.dataset
         files = [folder / f"{self.dataset}.inter", folder / f"{self.dataset}.item"]
-        encoders = self.settings.get("text_encoder", "")
-        names = encoders.split("+") if isinstance(encoders, str) else map(str, encoders)
-        files += [Path(name.removeprefix(OWN_FILE)) for name in names if name.startswith(OWN_FILE)]
+        named = self.settings.get("text_encoder", "")
+        parts = [part for name in (named if isinstance(named, list) else [named]) for part in encoder_parts(str(name))]
+        files += [Path(part.removeprefix(OWN_FILE)).expanduser() for part in parts if part.startswith(OWN_FILE)]
         return [_digest_of(file) for file in files]
 
     def folder(self, root: Path) -> Path:

@@ -93,11 +93,11 @@ def compare(
     ]
     output.mkdir(parents=True, exist_ok=True)
     texts = {"md": page, "csv": csv_text(rows), "tex": "\n\n".join(latex) + "\n"}
-    files = [output / f"{name}.{suffix}" for suffix in (*texts, "json")]
-    for file, text in zip(files, texts.values(), strict=False):
-        write_text(file, text)
-    write_json(files[-1], as_json(rows, tests))
-    return Comparison(rows, tests, grid.failures, files)
+    files = {suffix: output / f"{name}.{suffix}" for suffix in (*texts, "json")}
+    for suffix, text in texts.items():
+        write_text(files[suffix], text)
+    write_json(files["json"], as_json(rows, tests))
+    return Comparison(rows, tests, grid.failures, list(files.values()))
 
 
 def _rows(dataset: str, label: str, group: Sequence[Cell], results: Mapping[Cell, CellResult]) -> list[Row]:

@@ -12,14 +12,13 @@ from recbole_pad.config import PADConfig
 from recbole_pad.model.backbone import Backbone
 from recbole_pad.model.compiling import compile_in_place
 from recbole_pad.model.decayed_history import DecayedHistory
-from recbole_pad.model.items import AlignedVectors, Catalogue, IDVectors, TextVectors, UnitTextVectors
+from recbole_pad.model.items import SCALE_ROWS, AlignedVectors, Catalogue, IDVectors, TextVectors, UnitTextVectors
 from recbole_pad.model.transitions import Transitions
 from recbole_pad.nn.adapter import FUSIONS, TextAdapter
 from recbole_pad.nn.fast_layers import use_fast_layers
 from recbole_pad.phases import EXPERTS
 from recbole_pad.seeding import seeded
 
-SCALE_ROWS = 20_000  # items on which the scale of an adapter's output is measured
 _MATCH_LENGTH = 4.0  # a cosine of 1 scores 16: of the size of the trained experts' scores, so that the gate starts fair
 
 

@@ -13,7 +13,7 @@ from recbole_pad.data.text_cache import MappedVectors
 from recbole_pad.distributed import Processes
 from recbole_pad.nn.text_transforms import shortest_of, unit_rows
 
-_MEASURED_ROWS = 20_000  # of text vectors, for their median length
+SCALE_ROWS = 20_000  # items on which the length of text vectors, or the scale of an adapter's output, is measured
 _N_RARE = 1000  # rarest seen items whose mean stands for an item without a trained ID vector
 
 
@@ -43,17 +43,16 @@ class Catalogue(nn.Module):
         self, train_counts: Tensor, trained: Tensor, bins: Tensor, text_vectors: Tensor | MappedVectors | None
     ) -> None:
         super().__init__()
-        seen = trained
-        order = torch.argsort(torch.where(seen, train_counts, train_counts.max() + 1), stable=True)
+        order = torch.argsort(torch.where(trained, train_counts, train_counts.max() + 1), stable=True)
         self.register_buffer("counts", train_counts, persistent=False)
         self.register_buffer("bins", bins, persistent=False)
-        self.register_buffer("seen", seen, persistent=False)
-        self.register_buffer("seen_ids", seen.nonzero().squeeze(1), persistent=False)
-        self.register_buffer("item_ids", torch.arange(1, len(seen)), persistent=False)
+        self.register_buffer("seen", trained, persistent=False)
+        self.register_buffer("seen_ids", trained.nonzero().squeeze(1), persistent=False)
+        self.register_buffer("item_ids", torch.arange(1, len(trained)), persistent=False)
         log_counts = torch.log1p(train_counts.float())
         log_frequency = (log_counts - log_counts[1:].mean()) / log_counts[1:].std().clamp(min=1e-6)
         self.register_buffer("log_frequency", log_frequency, persistent=False)
-        self.register_buffer("rare", order[: min(_N_RARE, int(seen.sum()))], persistent=False)
+        self.register_buffer("rare", order[: min(_N_RARE, int(trained.sum()))], persistent=False)
         self.text_on_disk = text_vectors if isinstance(text_vectors, MappedVectors) else None
         in_memory = None if isinstance(text_vectors, MappedVectors) else text_vectors
         self.register_buffer("text_vectors", in_memory, persistent=False)
@@ -176,7 +175,7 @@ class UnitTextVectors(nn.Module):
     def __init__(self, catalogue: Catalogue, length: float) -> None:
         super().__init__()
         self.length = length
-        self._shortest = shortest_of(catalogue.text_sample(_MEASURED_ROWS))
+        self._shortest = shortest_of(catalogue.text_sample(SCALE_ROWS))
         self._catalogue = [catalogue]
 
     def forward(self, item_ids: Tensor | None) -> Tensor:

@@ -15,8 +15,8 @@ from recbole_pad.backbones import backbone_spec
 from recbole_pad.data.histories import Histories
 from recbole_pad.errors import InputError
 from recbole_pad.model.backbone import Backbone, is_item
-from recbole_pad.model.experts import SCALE_ROWS, Expert, id_vectors
-from recbole_pad.model.items import TextVectors
+from recbole_pad.model.experts import Expert, id_vectors
+from recbole_pad.model.items import SCALE_ROWS, TextVectors
 from recbole_pad.model.positions import Encoder, places_in, with_padding
 from recbole_pad.nn.adapter import TextAdapter
 from recbole_pad.rivals.keys import number, whole, word

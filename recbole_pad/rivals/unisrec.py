@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recbole_pad.model.backbone import Backbone
-from recbole_pad.model.experts import SCALE_ROWS, id_vectors
-from recbole_pad.model.items import TextVectors
+from recbole_pad.model.experts import id_vectors
+from recbole_pad.model.items import SCALE_ROWS, TextVectors
 from recbole_pad.rivals.keys import number, whole, word
 from recbole_pad.rivals.tower import Tower, TrainedBatch
 from recbole_pad.rivals.whitenrec import SummedVectors
