@@ -62,7 +62,6 @@ def sampled_softmax(
     neg_score: Tensor,
     neg_is_target: Tensor,
     log_expected_count: Tensor | None = None,
-    pos_log_expected: Tensor | None = None,
 ) -> Tensor:
     """Mean cross entropy of the target against K sampled negatives, logQ-corrected where that is given.
 
@@ -75,9 +74,7 @@ def sampled_softmax(
         neg_is_target: True where a sampled negative IS the row's target (accidental hit), shape (M, K), bool;
             such a negative is left out. A row whose negatives are all hits has loss 0.
         log_expected_count: log of the expected number of draws of each negative, shape (M, K); None: no
-            correction.
-        pos_log_expected: the same for a target that the sampler draws too, shape (M,); None: the target is always in,
-            and not corrected (`model.objectives`).
+            correction. The target is always in, and not corrected (`model.objectives`).
 
     Returns:
         A scalar >= 0, float32 or wider.
@@ -94,9 +91,6 @@ def sampled_softmax(
     if log_expected_count is not None:
         _check_shape("log_expected_count", log_expected_count, neg_score)
         neg = neg - log_expected_count
-    if pos_log_expected is not None:
-        _check_shape("pos_log_expected", pos_log_expected, pos_score)
-        pos = pos - pos_log_expected
     logits = torch.cat([pos.unsqueeze(1), neg.masked_fill(neg_is_target, -math.inf)], dim=1)
     return F.cross_entropy(logits, torch.zeros(len(pos), dtype=torch.long, device=pos.device))
 

@@ -264,7 +264,7 @@ def _open_study(storage: BaseStorage, name: str, base: Any) -> Study:
 
 def _signature(base: Any, space: Space, pruner: str) -> dict[str, Any]:
     """What all trials of a study must have in common for their scores to be comparable."""
-    data = Path(base["data_path"]) / f"{base['dataset']}.inter"
+    data = {kind: Path(base["data_path"]) / f"{base['dataset']}.{kind}" for kind in ("inter", "item")}
     return {
         "space": json.loads(json.dumps(space.content)),
         "valid_metric": base["valid_metric"],
@@ -272,7 +272,7 @@ def _signature(base: Any, space: Space, pruner: str) -> dict[str, Any]:
         "settings": {
             key: value for key, value in _plain(base.external_config_dict).items() if key not in _MACHINE_KEYS
         },
-        "data": checkpoint.file_digest(data) if data.is_file() else None,
+        "data": {kind: checkpoint.file_digest(file) if file.is_file() else None for kind, file in data.items()},
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -288,6 +289,18 @@ def test_a_study_is_not_continued_with_other_settings(small: dict[str, Any], dat
     space("learning_rate: {float: [1e-3, 0.1]}\n")
     where = {**small, "data_path": os.path.relpath(data_path), "state": "WARNING"}
     assert tune("PAD", "tiny", 2, space=text, config_dict=where, sampler="random")["counts"]["complete"] == 2
+
+
+@pytest.mark.parametrize("kind", ["inter", "item"])
+def test_a_study_is_not_continued_with_other_data(kind: str, small: dict[str, Any], data_path: Path, tmp_path: Path):
+    shutil.copytree(data_path, tmp_path / "copy")
+    text = space("learning_rate: {float: [1e-3, 0.1]}\n")
+    options: dict[str, Any] = {"space": text, "config_dict": {**small, "data_path": str(tmp_path / "copy")}}
+    tune("PAD", "tiny", 1, **options)
+    file = tmp_path / "copy" / "tiny" / f"tiny.{kind}"
+    file.write_bytes(file.read_bytes()[:-2] + b"0\n")
+    with pytest.raises(InputError, match=f"PAD-tiny-search was begun with data: {kind}: .*another --study"):
+        tune("PAD", "tiny", 2, **options)
 
 
 def test_pruned_trials_count_and_those_of_other_workers_are_waited_for(small: dict[str, Any]):

@@ -26,12 +26,11 @@ def sampled_softmax(
     neg: list[list[float]],
     neg_is_target: list[list[bool]],
     neg_expected: list[list[float]],
-    pos_expected: list[float],
 ) -> float:
-    """The corrected score exp(s) / (expected count); all counts 1 means no correction."""
+    """The corrected score of a negative, exp(s) / (expected count); all counts 1 means no correction."""
     total = 0.0
     for m, score in enumerate(pos):
-        own = math.exp(score) / pos_expected[m]
+        own = math.exp(score)
         others = sum(math.exp(s) / neg_expected[m][k] for k, s in enumerate(neg[m]) if not neg_is_target[m][k])
         total -= math.log(own / (own + others))
     return total / len(pos)
