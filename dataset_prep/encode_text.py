@@ -7,19 +7,15 @@ by their sha256 and the texts by `text_digest`; without a manifest the vectors c
 
 from __future__ import annotations
 
-import csv
 import datetime
-import difflib
 import hashlib
-import html
 import json
 import logging
 import os
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from string import Formatter
 from typing import Any, Protocol
 
 import numpy as np
@@ -28,6 +24,7 @@ from numpy.typing import NDArray
 
 from .digest import file_sha256
 from .errors import InputError
+from .item_texts import read_item_texts, text_columns, text_digest
 from .shares import BATCHES_PER_SHARD, Alone, Shards, Team, encode_shared
 from .text_encoders import PerTextEncoder, TextEncoder, fill_zero_rows, package_version
 from .text_encoders import text_encoder as load_text_encoder
@@ -37,8 +34,6 @@ __all__ = [
     "check_vectors",
     "encode_items",
     "encoding_alone",
-    "read_item_texts",
-    "text_digest",
     "vector_files",
 ]
 
@@ -47,127 +42,6 @@ log = logging.getLogger(__name__)
 MANIFEST_FORMAT = 1
 STORED_AS = ("float32", "float16")
 FOUND_OUT = ("width", "n_cut", "created")  # what a manifest says beyond texts, encoder and settings
-SEPARATORS = " .,;:|/-"
-
-
-def read_item_texts(
-    item_file: Path,
-    fields: Sequence[str],
-    item_field: str = "item_id",
-    separator: str = "\t",
-    tokens: Collection[str] | None = None,
-) -> dict[str, str]:
-    r"""Read the text of each item from a RecBole atomic `.item` file.
-
-    The file is split as RecBole splits it (UTF-8, `separator`, a column that starts with a double quote ends
-    at the next one), so both see the same items. No word stands for a missing value: "NA" is text.
-
-    Args:
-        item_file: the file; its first line is a header such as ``item_id:token\ttitle:token_seq``.
-        fields: columns that make the text, without their types; or one template, such as "{title}. {brand}", of which
-            a column without a value is left out, together with what stands between it and the column before.
-        item_field: column of the item tokens.
-        separator: one character between columns.
-        tokens: read the texts of these items only, without a word on those that are empty or not there; None: of all.
-
-    Returns:
-        Token -> text, in file order. A text is the non-empty values of `fields`, joined by ". " or as in the template,
-        with HTML entities decoded and each run of white space made one blank. A warning counts empty texts.
-
-    Raises:
-        InputError: if the file or a field is missing, an item occurs twice, or a line cannot be read.
-    """
-    rows = _read_rows(item_file, separator)
-    _, header = next(rows, (1, []))
-    names = [column.partition(":")[0] for column in header]
-    if isinstance(fields, str) or not fields:
-        raise InputError(f"text_fields must be a non-empty list of columns of {item_file}, not {fields!r}")
-    pieces = _pieces(fields)
-    missing = [field for field in (item_field, *(field for _, field in pieces)) if field not in names]
-    if missing:
-        close = difflib.get_close_matches(missing[0], names, n=1)
-        hint = f" (did you mean {close[0]!r}?)" if close else ""
-        raise InputError(
-            f"{item_file}: no column {missing[0]!r}{hint}; it has {', '.join(names) or 'none'}; "
-            "name existing columns in text_fields, or add the column"
-        )
-    token_column = names.index(item_field)
-    text_columns = [(before, names.index(field)) for before, field in pieces]
-
-    texts: dict[str, str] = {}
-    line_of: dict[str, int] = {}
-    for line, row in rows:
-        if len(row) > len(names):
-            raise InputError(
-                f"{item_file}, line {line}: {len(row)} columns, but the header has {len(names)}; "
-                "replace the separator inside a text by a blank"
-            )
-        token = row[token_column] if token_column < len(row) else ""
-        if not token:
-            raise InputError(f"{item_file}, line {line}: the item id is empty; remove the line or fill it in")
-        if tokens is not None and token not in tokens:
-            continue
-        if token in texts:
-            raise InputError(
-                f"{item_file}, line {line}: item {token!r} was on line {line_of[token]} already; keep one line per item"
-            )
-        texts[token] = _joined([(before, _clean(row[at]) if at < len(row) else "") for before, at in text_columns])
-        line_of[token] = line
-    if tokens is not None:
-        return texts
-    if not texts:
-        raise InputError(f"{item_file}: no items, only a header; add one line per item")
-    empty = [token for token, text in texts.items() if not text]
-    if empty:
-        log.warning(
-            "%s: %d of %d items have no text in %s, for example %s",
-            item_file,
-            len(empty),
-            len(texts),
-            ", ".join(fields),
-            ", ".join(empty[:3]),
-        )
-    return texts
-
-
-def _pieces(fields: Sequence[str]) -> list[tuple[str, str]]:
-    """Columns, each with what stands before it.
-
-    Raises:
-        InputError: for a template that is not understood.
-    """
-    if len(fields) != 1 or not any(brace in fields[0] for brace in "{}"):
-        return [(". " if number else "", field) for number, field in enumerate(fields)]
-    template = fields[0]
-    try:
-        parsed = list(Formatter().parse(template))
-    except ValueError as error:  # a brace without its partner
-        raise InputError(
-            f"text_template: {template!r}: {error}; write columns in braces: {{title}}. {{brand}}"
-        ) from error
-    if not all(field and not spec and not how for _, field, spec, how in parsed):
-        raise InputError(
-            f"text_template: {template!r} must be columns in braces with words between them, and end with a column: "
-            "{title}. {brand}"
-        )
-    return [(before, str(field)) for before, field, _, _ in parsed]
-
-
-def _joined(values: Sequence[tuple[str, str]]) -> str:
-    """The values that are not empty, each behind what stands before it; the first of them without its separators."""
-    kept = [(number, before, value) for number, (before, value) in enumerate(values) if value]
-    words = [before + value for _, before, value in kept]
-    if kept and kept[0][0] > 0:
-        words[0] = kept[0][1].lstrip(SEPARATORS) + kept[0][2]
-    return "".join(words)
-
-
-def text_digest(texts: Mapping[str, str]) -> str:
-    """Return the sha256 (hex) over all items in the order of their tokens; whatever the order of `texts`."""
-    digest = hashlib.sha256()
-    for token in sorted(texts):
-        digest.update(f"{token}\0{texts[token]}\n".encode())
-    return digest.hexdigest()
 
 
 def vector_files(folder: Path, dataset: str, text_encoder: str, text_fields: Sequence[str]) -> tuple[Path, Path]:
@@ -208,7 +82,7 @@ def encode_items(
         folder: where the two files go; made if absent.
         dataset: name of the data set, the first word of the file names.
         text_encoder: as of `text_encoders.text_encoder`.
-        text_fields: columns that make the text, or one template (`read_item_texts`).
+        text_fields: columns that make the text, or one template, or ``["auto"]`` (`item_texts.text_columns`).
         item_field: column of the item tokens.
         batch_size: texts per forward pass.
         show_progress: draw a progress bar.
@@ -229,6 +103,7 @@ def encode_items(
         raise InputError(f"nproc must be at least 1, not {nproc}")
     if stored_as not in STORED_AS:
         raise InputError(f"stored_as: {stored_as!r} must be one of {', '.join(STORED_AS)}")
+    text_fields = text_columns(item_file, text_fields, item_field)
     texts = read_item_texts(item_file, text_fields, item_field)
     npy, manifest_file = vector_files(folder, dataset, text_encoder, text_fields)
     _make_folder(npy.parent)  # before the encoding, which may take hours
@@ -421,34 +296,6 @@ def _bad_rows(
         not_finite += (start + np.flatnonzero(~np.isfinite(block).all(axis=1))).tolist()
         zero += (start + np.flatnonzero(~block.any(axis=1))).tolist()
     return {"a NaN or infinite value": not_finite, "an all-zero vector": zero}
-
-
-def _read_rows(item_file: Path, separator: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield (line number, columns) of each line that is not blank, the header first."""
-    item_file = Path(item_file)
-    if not item_file.is_file():
-        raise InputError(f"item file {item_file} does not exist; texts are read from a RecBole `.item` file")
-    with item_file.open(encoding="utf-8", newline="") as file:
-        reader = csv.reader(file, delimiter=separator)  # as pandas' python engine, which is strict besides
-        first = 1
-        try:
-            for row in reader:
-                if any(separator in value and "\n" in value for value in row):
-                    raise InputError(
-                        f"{item_file}, line {first}: a column opens with a double quote that swallows the "
-                        f"lines up to {reader.line_num}; remove the quote (RecBole stumbles over it, too)"
-                    )
-                if row:
-                    yield first, row
-                first = reader.line_num + 1
-        except csv.Error as error:
-            raise InputError(f"{item_file}, line {reader.line_num}: {error}; shorten or repair it") from error
-        except UnicodeDecodeError as error:
-            raise InputError(f"{item_file}, after line {reader.line_num}: not UTF-8: {error}; convert it") from error
-
-
-def _clean(value: str) -> str:
-    return " ".join(html.unescape(value).split())
 
 
 def _slug(word: str, longest: int = 80) -> str:

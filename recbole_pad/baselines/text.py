@@ -13,7 +13,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from recbole_pad.config import PADConfig
-from recbole_pad.dataset_prep.encode_text import read_item_texts
+from recbole_pad.dataset_prep.item_texts import read_item_texts, text_columns
 from recbole_pad.errors import InputError
 from recbole_pad.nn.text_transforms import shortest_of, unit_rows
 
@@ -66,7 +66,8 @@ def _sparse_texts(encode: Callable[[Sequence[str]], sp.csr_matrix], settings: PA
             "vectors, such as PAD's (text_encoder: file:text_vectors/NAME.npy)"
         )
     file = Path(dataset.dataset_path) / f"{dataset.dataset_name}.item"
-    texts = read_item_texts(file, settings.text_columns, dataset.iid_field)
+    columns = text_columns(file, settings.text_columns, dataset.iid_field)
+    texts = read_item_texts(file, columns, dataset.iid_field)
     rows = _rows(texts, dataset.field2id_token[dataset.iid_field][1:], file)
     vectors = encode(list(texts.values()))[rows]
     vectors = sp.vstack([sp.csr_matrix((1, vectors.shape[1])), vectors], format="csr")

@@ -30,10 +30,9 @@ from recbole_pad.dataset_prep.encode_text import (
     check_vectors,
     encode_items,
     encoding_alone,
-    read_item_texts,
-    text_digest,
     vector_files,
 )
+from recbole_pad.dataset_prep.item_texts import read_item_texts, text_columns, text_digest
 from recbole_pad.dataset_prep.text_encoders import encoder_parts
 from recbole_pad.distributed import ALONE, Processes
 from recbole_pad.errors import InputError
@@ -245,7 +244,7 @@ def find_text_table(
         tokens: V item tokens in RecBole's order, ``dataset.field2id_token[...]``; the first is "[PAD]".
         text_encoder: a word of `TEXT_ENCODERS`, a sentence-transformers name, a folder, ``file:PATH.npy``, or several
             of them, joined by "+": the parts of joint vectors.
-        text_fields: columns of `item_file` that make the text.
+        text_fields: columns of `item_file` that make the text, or ``["auto"]`` (`text_columns`).
         folder: where vectors are looked for and written.
         item_field: column of the item tokens.
         batch_size: texts per forward pass, if vectors are made.
@@ -285,6 +284,7 @@ def _encoded_table(
     show_progress: bool,
     processes: Processes,
 ) -> TextTable:
+    text_fields = text_columns(item_file, text_fields, item_field)
     texts = read_item_texts(item_file, text_fields, item_field)
     absent = [str(token) for token in tokens[1:] if str(token) not in texts]
     if absent:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_pad.config import properties
-from recbole_pad.dataset_prep.encode_text import read_item_texts
+from recbole_pad.dataset_prep.item_texts import read_item_texts, text_columns
 from recbole_pad.errors import InputError
 
 
@@ -27,9 +27,8 @@ def titles(dataset: Any, tokens: Collection[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     if file.is_file():
         try:
-            found = read_item_texts(
-                file, [fields] if isinstance(fields, str) else fields, dataset.iid_field, tokens=tokens
-            )
+            fields = text_columns(file, [fields] if isinstance(fields, str) else fields, dataset.iid_field)
+            found = read_item_texts(file, fields, dataset.iid_field, tokens=tokens)
         except InputError as error:
             getLogger().info(f"no titles: {error}")
     return {token: found.get(token, "") for token in tokens}

@@ -1,6 +1,5 @@
 """Reading item texts, the text encoders, and the pair of files that `encode_items` writes."""
 
-import hashlib
 import json
 import logging
 import os
@@ -18,11 +17,10 @@ from recbole_pad.dataset_prep.digest import file_sha256
 from recbole_pad.dataset_prep.encode_text import (
     check_vectors,
     encode_items,
-    read_item_texts,
-    text_digest,
     vector_files,
 )
 from recbole_pad.dataset_prep.errors import InputError
+from recbole_pad.dataset_prep.item_texts import read_item_texts, text_digest
 from recbole_pad.dataset_prep.text_encoders import TEXT_ENCODERS, fill_zero_rows, text_encoder
 
 TITLES = ["red apple", "green apple", "car engine", "oil for a car engine", "red paint", "A 7"]
@@ -74,113 +72,6 @@ def tiny_model(tmp_path_factory):
     )
     model.save(str(folder / "model"))
     return folder / "model"
-
-
-# Reading the texts
-
-
-def test_text_joins_the_fields_that_are_not_empty(tmp_path):
-    path = item_file(
-        tmp_path,
-        [
-            "a\tMilk &amp; honey\t4.5\tNestl&eacute;",
-            "b\t\t1\tAcme",
-            "c\t  two \u00a0 blanks \t2",
-            "d\tNA\t3\tnull",
-        ],
-        header="item_id:token\ttitle:token_seq\tprice:float\tbrand:token",
-    )
-    assert read_item_texts(path, ["title", "brand"]) == {
-        "a": "Milk & honey. Nestlé",
-        "b": "Acme",
-        "c": "two blanks",
-        "d": "NA. null",
-    }
-    assert read_item_texts(path, ["brand"])["a"] == "Nestlé"
-
-
-def test_reading_sees_the_same_items_as_the_parser_of_recbole(tmp_path):
-    import pandas as pd
-
-    path = item_file(tmp_path, ['a\t24" screen', 'b\t"quoted ""word"" here"', "", 'c\t"one\ttab"', "07\tlast"])
-    column = "item_id:token"
-    frame = pd.read_csv(path, delimiter="\t", dtype=str, encoding="utf-8", engine="python")  # as _load_feat
-    texts = read_item_texts(path, ["title"])
-    assert list(texts) == list(frame[column])
-    assert list(texts.values()) == [" ".join(title.split()) for title in frame["title:token_seq"]]
-    assert texts["a"] == '24" screen'
-
-
-def test_a_quote_that_recbole_refuses_is_read_where_it_is_clear(tmp_path):
-    path = item_file(tmp_path, ['a\t"A" is for Alibi', 'b\tB "is" for "Burglar"', 'c\t"C'])
-    assert read_item_texts(path, ["title"]) == {"a": "A is for Alibi", "b": 'B "is" for "Burglar"', "c": "C"}
-
-
-def test_items_without_text_are_kept_and_counted(tmp_path, caplog):
-    path = item_file(tmp_path, ["a\t", "b\tsoap", "c\t   "])
-    with caplog.at_level(logging.WARNING):
-        assert read_item_texts(path, ["title"]) == {"a": "", "b": "soap", "c": ""}
-    assert "2 of 3 items have no text in title, for example a, c" in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("lines", "fields", "words"),
-    [
-        (["a\tx", "b\ty", "a\tz"], ["title"], ["line 4", "'a'", "line 2", "keep one line per item"]),
-        (["a\tx"], ["titel"], ["no column 'titel'", "did you mean 'title'", "item_id, title", "text_fields"]),
-        (["a\tx"], [], ["text_fields", "non-empty list"]),
-        (["a\tx"], "title", ["text_fields", "'title'"]),
-        (["a\tx", "\ty"], ["title"], ["line 3", "item id is empty"]),
-        (["a\tx\ty"], ["title"], ["line 2", "3 columns", "header has 2"]),
-        (
-            ["a\tx", 'b\t"open quote', "c\ty", "d\tz"],
-            ["title"],
-            ["line 3", "double quote", "up to 5", "remove"],
-        ),
-        ([], ["title"], ["no items"]),
-    ],
-)
-def test_a_bad_item_file_is_named_with_line_and_remedy(tmp_path, lines, fields, words):
-    path = item_file(tmp_path, lines)
-    with pytest.raises(InputError) as error:
-        read_item_texts(path, fields)
-    for word in [str(path), *words]:
-        assert word in str(error.value)
-
-
-def test_a_missing_item_file_or_item_column_is_an_error(tmp_path):
-    with pytest.raises(InputError, match=r"nothing\.item does not exist"):
-        read_item_texts(tmp_path / "nothing.item", ["title"])
-    with pytest.raises(InputError, match=r"no column 'asin'.*item_id, title"):
-        read_item_texts(item_file(tmp_path, ["a\tx"]), ["title"], item_field="asin")
-
-
-def test_a_file_that_is_not_utf8_is_an_error(tmp_path):
-    path = tmp_path / "latin.item"
-    path.write_bytes("item_id:token\ttitle:token_seq\na\tcafé\n".encode("latin-1"))
-    with pytest.raises(InputError, match=r"latin\.item.*not UTF-8"):
-        read_item_texts(path, ["title"])
-
-
-def test_a_text_longer_than_the_parser_allows_is_an_error_that_names_the_line(tmp_path):
-    path = item_file(tmp_path, ["a\tx", "b\t" + "y" * 140_000])
-    with pytest.raises(InputError, match=r"line 3: field larger than field limit"):
-        read_item_texts(path, ["title"])
-
-
-@given(st.dictionaries(st.text("ab7é", min_size=1), st.text("xy .é")), st.randoms())
-def test_digest_ignores_the_order_of_items_only(texts, random):
-    items = list(texts.items())
-    random.shuffle(items)
-    assert text_digest(dict(items)) == text_digest(texts)
-    if texts:
-        token = items[0][0]
-        assert text_digest({**texts, token: texts[token] + "!"}) != text_digest(texts)
-
-
-def test_digest_is_the_documented_formula():
-    expected = hashlib.sha256("a\0é\nb\0\n".encode()).hexdigest()
-    assert text_digest({"b": "", "a": "é"}) == expected
 
 
 def test_file_names_keep_plain_words_and_tell_replaced_ones_apart(tmp_path):

@@ -16,7 +16,7 @@ from hypothesis import example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from recbole_pad.dataset_prep.encode_text import encode_items, read_item_texts
+from recbole_pad.dataset_prep.encode_text import encode_items
 from recbole_pad.dataset_prep.encoders import language_model
 from recbole_pad.dataset_prep.encoders.language_model import (
     FAMILIES,
@@ -27,6 +27,7 @@ from recbole_pad.dataset_prep.encoders.language_model import (
 )
 from recbole_pad.dataset_prep.encoders.sentence import static_embedding
 from recbole_pad.dataset_prep.errors import InputError
+from recbole_pad.dataset_prep.item_texts import read_item_texts
 from recbole_pad.dataset_prep.text_encoders import SentenceEncoder, text_encoder
 from tests.reference import llm2vec_loops
 from tests.unit.test_encode_text import item_file, tiny_model  # noqa: F401 - a fixture

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from recbole_pad.data.titles import titles
-from recbole_pad.dataset_prep.encode_text import read_item_texts
+from recbole_pad.dataset_prep.item_texts import read_item_texts
 from recbole_pad.evaluation.item_lists import best_and_hardest
 
 INF = np.inf

@@ -23,9 +23,10 @@ from hypothesis import strategies as st
 from tqdm import tqdm
 
 from recbole_pad.dataset_prep import encode_text, shares
-from recbole_pad.dataset_prep.encode_text import encode_items, read_item_texts
+from recbole_pad.dataset_prep.encode_text import encode_items
 from recbole_pad.dataset_prep.encoders.base import fill_zero_rows
 from recbole_pad.dataset_prep.errors import InputError
+from recbole_pad.dataset_prep.item_texts import read_item_texts
 from recbole_pad.dataset_prep.shares import Shards, encode_shared, threads_of_each
 from recbole_pad.dataset_prep.text_encoders import TEXT_ENCODERS, SentenceEncoder, TfidfEncoder, text_encoder
 from tests.unit.test_encode_text import item_file, tiny_model  # noqa: F401 - a fixture

@@ -15,7 +15,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from recbole_pad.data.text_table import find_text_table, open_text_table
-from recbole_pad.dataset_prep.encode_text import encode_items, read_item_texts, text_digest
+from recbole_pad.dataset_prep.encode_text import encode_items
+from recbole_pad.dataset_prep.item_texts import read_item_texts, text_digest
 from recbole_pad.errors import InputError
 
 TITLES = {"i0": "red apple", "i1": "green apple", "i2": "car engine", "i3": "engine oil", "i4": "red paint"}
