@@ -175,7 +175,7 @@ class PADDiagnostics(Diagnostics):
     def _spaces(self) -> dict[str, Tensor]:
         """Vectors of the sampled items in each space of the present phase, shape (n, d) each.
 
-        A phase that scores with the aligned expert alone has the ID space that this expert started from.
+        A phase that scores without the ID expert has the ID space of phase 1, if there was one.
         """
         model, ids, members = self._model, self._ids, self._members()
         spaces: dict[str, Tensor] = {}
