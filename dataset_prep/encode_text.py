@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 
 MANIFEST_FORMAT = 1
 STORED_AS = ("float32", "float16")
+_LONGEST = 100  # letters of the fields in the name of a file
 FOUND_OUT = ("width", "n_cut", "created")  # what a manifest says beyond texts, encoder and settings
 
 
@@ -48,9 +49,10 @@ def vector_files(folder: Path, dataset: str, text_encoder: str, text_fields: Seq
     """Return the paths of the vectors (`.npy`) and of their manifest (`.json`) in `folder`.
 
     The name is ``<dataset>-<text encoder>-<fields joined by +>``, each word with characters other than
-    ``A-Za-z0-9._-`` replaced, and told apart by a hash where that happened.
+    ``A-Za-z0-9._-`` replaced, and cut where it is long; a hash tells apart what that made equal.
     """
-    words = [_slug(dataset), _slug(text_encoder), "+".join(map(_slug, text_fields))]
+    fields = "+".join(map(_slug, text_fields))
+    words = [_slug(dataset), _slug(text_encoder), fields if len(fields) <= _LONGEST else _slug(fields)]
     stem = Path(folder) / "-".join(words)
     return stem.with_name(stem.name + ".npy"), stem.with_name(stem.name + ".json")
 

@@ -7,8 +7,10 @@ import difflib
 import hashlib
 import html
 import logging
-from collections import Counter
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from string import Formatter
 
@@ -20,14 +22,14 @@ log = logging.getLogger(__name__)
 
 AUTO_FIELDS = ["auto"]
 SEPARATORS = " .,;:|/-"
-_FEWEST_WORDS, _MOST_WORDS = (
-    1.5,
-    30.0,
-)  # of a value, on average: an identifier or a number has fewer, a description more
-_TITLES = ("title", "name")  # parts of the name of a column that is text whatever its length
-_REPEATED = (
-    0.95  # share of a column's values that stand whole in another column of the item, from which on it adds nothing
-)
+_SAMPLED_LINES = 20_000  # lines that `auto` looks at
+_FEWEST_WORDS, _MOST_WORDS = 1.5, 30.0  # of a value, on average
+_TITLES, _TITLE_WORDS = ("title", "name"), 0.5  # parts of the name of a column of which fewer words are asked
+_WORDS_OF_ALL = 0.5  # share of what stands between blanks that must be words
+_FILLED = 0.1  # share of the items that must have a value
+_REPEATED = 0.95  # share of a column's values that stand whole in another column, from which on it adds nothing
+_WORD = re.compile(r"[^\w]*[^\W\d_]+(?:['\u2019&.-]+[^\W\d_]*)*[^\w]*")  # letters, no digit, with punctuation around it
+_IDEOGRAM = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")  # two of them count as a word
 
 
 def text_columns(
@@ -35,9 +37,11 @@ def text_columns(
 ) -> list[str]:
     """The columns that make the text; for ``["auto"]`` those of the file that hold a few words.
 
-    A column is taken if it is called a title or a name, or if its values have 1.5 to 30 words on average: an
-    identifier, a link, a year or a price has fewer, a description more. A column whose values stand whole in those of
-    another one adds nothing and stays out, and so do numbers (type float) and item ids.
+    Words are letters: what stands between blanks and holds a digit or a slash, such as an id, a link, a price or a
+    date, is none, and a column of such things is no text. A text has 1.5 to 30 words on average; a column whose name
+    holds "title" or "name" may have more, or 0.5. Where no column is like that, any with words will do, a description
+    for one. A column that nine of ten items leave empty, and one whose values stand whole in those of another, stay
+    out; so do numbers (type float) and item ids. The first 20,000 lines are looked at.
 
     Args:
         item_file: as of `read_item_texts`.
@@ -53,49 +57,69 @@ def text_columns(
     """
     if list(fields) != AUTO_FIELDS:
         return list(fields)
+    path = Path(item_file)
+    stat = path.stat() if path.is_file() else None
+    return list(_text_columns(path, item_field, separator, stat and (stat.st_size, stat.st_mtime_ns)))
+
+
+@lru_cache(maxsize=16)
+def _text_columns(item_file: Path, item_field: str, separator: str, stat: object) -> tuple[str, ...]:
+    """The columns that `auto` finds in a file of this size and time (`stat`); says so, once."""
     rows = _read_rows(item_file, separator)
     _, header = next(rows, (1, []))
     names = [column.partition(":")[0] for column in header]
     kinds = [column.partition(":")[2] for column in header]
-    at = [place for place, name in enumerate(names) if name != item_field and not kinds[place].startswith("float")]
-    n_values: Counter[int] = Counter()
-    n_words: Counter[int] = Counter()
-    n_within: Counter[tuple[int, int]] = Counter()
-    for _, row in rows:
-        values = {place: _clean(row[place]) for place in at if place < len(row) and row[place].strip()}
-        n_values.update(values.keys())
-        n_words.update({place: len(value.split()) for place, value in values.items()})
-        pairs = [(inner, outer) for inner in values for outer in values if inner != outer]
-        n_within.update(pair for pair in pairs if values[pair[0]] in values[pair[1]])
-    mean_words = {place: n_words[place] / n_values[place] for place in at if n_values[place]}
+    places = [n for n, name in enumerate(names) if name != item_field and not kinds[n].startswith("float")]
+    lines = [
+        {place: _clean(row[place]) for place in places if place < len(row) and row[place].strip()}
+        for _, row in islice(rows, _SAMPLED_LINES)
+    ]
+    values = {place: [line[place] for line in lines if place in line] for place in places}
+    mean_words = {place: sum(map(_n_words, own)) / max(len(own), 1) for place, own in values.items()}
+    with_words = [
+        place
+        for place, own in values.items()
+        if own
+        and len(own) >= _FILLED * len(lines)
+        and mean_words[place] >= _TITLE_WORDS
+        and mean_words[place] >= _WORDS_OF_ALL * sum(len(value.split()) for value in own) / len(own)
+    ]
     text = [
         place
-        for place, mean in mean_words.items()
-        if any(part in names[place].lower() for part in _TITLES) or _FEWEST_WORDS <= mean <= _MOST_WORDS
-    ]
-
-    def adds_nothing(place: int, other: int) -> bool:
-        return n_within[place, other] >= _REPEATED * n_values[place]
-
-    def is_repeated(place: int, other: int) -> bool:
-        if adds_nothing(other, place):  # they are the same: the first one stays
-            return other < place and adds_nothing(place, other)
-        return adds_nothing(place, other)
-
-    taken = [place for place in text if not any(is_repeated(place, other) for other in text if other != place)]
+        for place in with_words
+        if _FEWEST_WORDS <= mean_words[place] <= _MOST_WORDS or any(part in names[place].lower() for part in _TITLES)
+    ] or with_words
+    taken = [place for place in text if not any(_adds_nothing(lines, place, other) for other in text if other != place)]
     if not taken:
         raise InputError(
-            f"{item_file}: text_fields: auto finds no column of a few words; it has {', '.join(names) or 'none'}; "
-            "name the columns that make the text in text_fields"
+            f"{item_file}: text_fields: auto finds no column of words; it has {', '.join(names) or 'none'}; name the "
+            "columns that make the text in text_fields"
         )
-    left = [f"{names[place]} ({mean_words.get(place, 0):.1f} words)" for place in at if place not in taken]
+    left = [f"{names[place]} ({mean_words[place]:.1f} words)" for place in places if place not in taken]
     log.info(
         "%s: text_fields: auto takes %s%s",
         item_file,
         ", ".join(names[place] for place in taken),
         f"; not {', '.join(left)}" if left else "",
     )
-    return [names[place] for place in taken]
+    return tuple(names[place] for place in taken)
+
+
+def _n_words(text: str) -> int:
+    """How many words of letters a text has."""
+    return sum(
+        max(1, len(_IDEOGRAM.findall(part)) // 2) for part in text.split() if "/" not in part and _WORD.fullmatch(part)
+    )
+
+
+def _adds_nothing(lines: Sequence[Mapping[int, str]], place: int, other: int) -> bool:
+    """Whether a column stands whole in another one; of two that are the same, the first one does not count as such."""
+
+    def is_within(inner: int, outer: int) -> bool:
+        both = [inner in line and line[inner] in line.get(outer, "") for line in lines]
+        return sum(both) >= _REPEATED * sum(inner in line for line in lines)
+
+    return is_within(place, other) and (other < place or not is_within(other, place))
 
 
 def read_item_texts(
@@ -223,7 +247,7 @@ def _read_rows(item_file: Path, separator: str) -> Iterator[tuple[int, list[str]
     item_file = Path(item_file)
     if not item_file.is_file():
         raise InputError(f"item file {item_file} does not exist; texts are read from a RecBole `.item` file")
-    with item_file.open(encoding="utf-8", newline="") as file:
+    with item_file.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, delimiter=separator)  # as pandas' python engine, which is strict besides
         first = 1
         try:

@@ -83,6 +83,10 @@ def test_file_names_keep_plain_words_and_tell_replaced_ones_apart(tmp_path):
     long, _ = vector_files(tmp_path, "toy", "/models" * 60, ["title"])
     assert long.parent == tmp_path
     assert len(long.name) < 200
+    many = [f"column_{n}" for n in range(40)]
+    names = {vector_files(tmp_path, "toy", "minilm", fields)[0].name for fields in (many, many[::-1], many[1:])}
+    assert len(names) == 3
+    assert max(map(len, names)) < 200
 
 
 # Text encoders

@@ -12,6 +12,7 @@ import recbole
 from hypothesis import given
 from hypothesis import strategies as st
 
+from recbole_pad.dataset_prep import item_texts
 from recbole_pad.dataset_prep.errors import InputError
 from recbole_pad.dataset_prep.item_texts import read_item_texts, text_columns, text_digest
 from tests.unit.test_encode_text import item_file
@@ -144,10 +145,57 @@ def auto(path, item_field="item_id"):
 def test_auto_takes_columns_of_a_few_words_and_says_what_it_leaves(tmp_path, caplog):
     path = item_file(tmp_path, SHOP_LINES, SHOP)
     with caplog.at_level(logging.INFO):
-        assert auto(path, "sku") == ["name", "path"]  # the brand stands in the name, numbers and links are no words
-    assert (
-        "auto takes name, path; not asin (1.0 words), brand (2.0 words), link (1.0 words), about (81.0" in caplog.text
-    )
+        assert auto(path, "sku") == ["name", "path"]  # the brand stands in the name
+        assert auto(path, "sku") == ["name", "path"]
+    left = "not asin (0.0 words), brand (2.0 words), link (0.0 words), about (80.0 words)"
+    assert caplog.text.count(f"text_fields: auto takes name, path; {left}") == 1, "said once"
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("title_id", "B{n:04}"),
+        ("Unnamed: 0", "{n}"),
+        ("image_name", "IMG_{n}.jpg"),
+        ("also_buy", "B00{n}XY B01{n}AB B02{n}CD"),  # bought together: maybe in the test period
+        ("images", "https://x.org/{n}.jpg https://x.org/{n}b.jpg"),
+        ("release_date", "Jan 1{n}, 1995"),
+        ("updated", "1995-01-1{n} 00:00:00"),
+        ("genre_ids", "12 18 3{n}"),
+        ("rank", "#{n}"),
+    ],
+)
+def test_auto_takes_no_identifiers_links_dates_or_numbers(tmp_path, column, value):
+    lines = [f"{n}\t{value.format(n=n)}\tred {name}" for n, name in enumerate(["kite", "ball", "dice"])]
+    assert auto(item_file(tmp_path, lines, f"item_id:token\t{column}:token_seq\tlabel:token")) == ["label"]
+
+
+@pytest.mark.parametrize(
+    ("text", "n_words"),
+    [
+        ("HERSHEY'S Milk Duds, 5 Ounce(Halloween Candy)", 4),
+        ("Mother\u2019s rock-and-roll A&P.", 3),
+        ("Amélie (le film)", 3),
+        ("and/or 3D x2", 0),
+        ("東京物語 の", 3),
+        ("- > 42", 0),
+    ],
+)
+def test_words_are_made_of_letters(text, n_words):
+    assert item_texts._n_words(text) == n_words
+
+
+def test_auto_takes_a_description_where_there_is_nothing_else(tmp_path):
+    lines = [f"{item}\t{'many words ' * 40}\t199{item}" for item in "123"]
+    header = "item_id:token\tdescription:token_seq\tyear:token"
+    assert auto(item_file(tmp_path, lines, header)) == ["description"]
+    lines = [f"{n}\t{genre}\tid{n}" for n, genre in enumerate(["rock", "pop"])]
+    assert auto(item_file(tmp_path, lines, "item_id:token\tgenre:token\tlink:token")) == ["genre"]
+
+
+def test_auto_takes_no_column_that_is_mostly_empty(tmp_path):
+    lines = [f"{n}\tred kite\t{'a rare note' if n == 0 else ''}" for n in range(11)]
+    assert auto(item_file(tmp_path, lines, "item_id:token\tlabel:token_seq\tnote:token_seq")) == ["label"]
 
 
 def test_auto_takes_a_brand_that_the_name_does_not_hold(tmp_path):
@@ -179,7 +227,7 @@ def test_auto_without_a_column_of_words_asks_for_one(tmp_path):
     path = item_file(tmp_path, ["a\t1990\t2.5", "b\t1991\t3"], "item_id:token\tyear:token\tprice:float")
     with pytest.raises(InputError) as error:
         auto(path)
-    for word in (str(path), "auto finds no column of a few words", "item_id, year, price", "text_fields"):
+    for word in (str(path), "auto finds no column of words", "item_id, year, price", "text_fields"):
         assert word in str(error.value)
 
 
