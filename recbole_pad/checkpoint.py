@@ -30,7 +30,8 @@ _NOT_FINGERPRINTED = set(
         "init_checkpoint init_experts phase_cache phases text_vectors_dir local_rank nproc world_size ip port offset "
         "single_spec verbose device url loss_decimal_place eval_batch_size metrics topk text_encoder "
         "text_fields text_template experts score_memory_mb text_memory_mb fast_data fast_evaluation diagnostics "
-        "cold_split cold_split_seed global_time_cuts"  # they change the data, of which the fingerprint has a digest
+        # the last ones change the data, of which the fingerprint has a digest
+        "exact_times cold_split cold_split_seed global_time_cuts"
     ).split()
 )
 

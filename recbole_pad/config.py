@@ -352,7 +352,7 @@ def add_plugin_settings(config: Any, model: str, model_class: Any, dataset: str)
     _let_plain_keys_win(internal, external)
     if protocol:
         internal.update(properties("dataset", f"{dataset}.yaml"))
-        _load_time_column(internal)
+        _load_named_columns(internal, external)
         _no_negatives_for_full_softmax(internal, external)
     _check_keys(config, model, ours)
 
@@ -368,11 +368,12 @@ def _ranks_all_items(internal: Mapping[str, Any]) -> bool:
     return internal["MODEL_TYPE"] == ModelType.SEQUENTIAL and eval_args.get("mode", "full") == "full"
 
 
-def _load_time_column(internal: dict[str, Any]) -> None:
+def _load_named_columns(internal: dict[str, Any], external: Mapping[str, Any]) -> None:
     """RecBole's default for an unknown dataset loads users and items only, on which no sequential model can run."""
     columns = (internal.get("load_col") or {}).get("inter")
     if internal["MODEL_TYPE"] == ModelType.SEQUENTIAL and columns == ["user_id", "item_id"]:
-        internal["load_col"] = {**internal["load_col"], "inter": [*columns, internal["TIME_FIELD"]]}
+        named = [external.get(key, internal[key]) for key in ("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD")]
+        internal["load_col"] = {**internal["load_col"], "inter": named}
 
 
 def _no_negatives_for_full_softmax(internal: dict[str, Any], external: Mapping[str, Any]) -> None:

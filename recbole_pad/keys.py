@@ -11,7 +11,7 @@ PHASE_KEYS = (
 # Keys that change the dataset or its loaders.
 DATA_KEYS = (
     "eval_args mask_history backbone train_rows train_windows n_bins bucket_by_length text_encoder text_fields "
-    "text_template text_vectors_dir fast_data cold_split cold_split_seed global_time_cuts"
+    "text_template text_vectors_dir fast_data exact_times cold_split cold_split_seed global_time_cuts"
 ).split()
 # Keys that no earlier phase reads, so that changing them leaves earlier phases as they are (see `checkpoint`).
 FIRST_READ_IN = {

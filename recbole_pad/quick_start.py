@@ -22,7 +22,7 @@ import yaml
 from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
 from recbole.quick_start import objective_function as _recbole_objective
-from recbole.utils import ModelType, get_model, get_trainer, init_logger, init_seed
+from recbole.utils import FeatureType, ModelType, get_model, get_trainer, init_logger, init_seed
 
 import recbole_pad
 from recbole_pad import checkpoint, diagnose, launch
@@ -366,15 +366,17 @@ def check_model(model: str) -> None:
 
 
 def check_dataset(config: Any) -> None:
-    """Refuse a dataset that is not there, unless RecBole knows where to download it.
+    """Refuse a dataset that is not there, unless RecBole knows where to download it, or whose columns do not fit.
 
     Raises:
-        InputError: naming the file that is missing, and the datasets that are there.
+        InputError: naming the file that is missing, and the datasets that are there; or the column and the remedy.
     """
     folder, name = Path(config["data_path"]), config["dataset"]
     files = [f"{name}.{part}.inter" for part in config["benchmark_filename"] or []] or [f"{name}.inter"]
     missing = [file for file in files if not (folder / file).is_file()]
     if not missing:
+        for file in files:
+            _check_header(folder / file, config)
         return
     downloadable = yaml.safe_load(_URLS.read_text(encoding="utf-8"))
     if not folder.exists() and name in downloadable:
@@ -386,6 +388,40 @@ def check_dataset(config: Any) -> None:
         f"dataset: {folder / missing[0]} does not exist{nearest(name, present)}; {there}. Set --data_path to "
         "the folder that holds the dataset's folder; ml-100k needs no data_path"
     )
+
+
+def _check_header(file: Path, config: Any) -> None:
+    """Refuse an `.inter` file without the columns of users, items and, where they are to be put in order, times.
+
+    Raises:
+        InputError: naming the column.
+    """
+    with file.open(encoding="utf-8", errors="replace") as lines:
+        header = lines.readline().rstrip("\r\n")
+    if header.startswith("\ufeff"):
+        raise InputError(
+            f"{file}: begins with a byte order mark, which RecBole takes for a part of the first column's "
+            "name; save it as UTF-8 without one"
+        )
+    columns = [column.partition(":") for column in header.split(config["field_separator"])]
+    kinds = {name: kind for name, _, kind in columns}
+    known = [kind.value for kind in FeatureType]
+    for name, _, kind in columns:
+        if kind not in known:
+            raise InputError(
+                f"{file}, line 1: column {name!r} has no type of {', '.join(known)}; write {name}:token or {name}:float"
+            )
+    needed = {"USER_ID_FIELD": "token", "ITEM_ID_FIELD": "token"}
+    if config["MODEL_TYPE"] == ModelType.SEQUENTIAL and not config["benchmark_filename"]:
+        needed["TIME_FIELD"] = "float"
+    for key, kind in needed.items():
+        name = config[key]
+        if name not in kinds:
+            raise InputError(
+                f"{file}: no column {name!r}; it has {', '.join(kinds)}: name one with --{key}=, or rename the column"
+            )
+        if kinds[name] != kind:
+            raise InputError(f"{file}, line 1: column {name!r} is of type {kinds[name]}; write {name}:{kind}")
 
 
 def _item_groups(config: Any, whole: Any, valid_data: Any, test_data: Any) -> ItemGroups | None:

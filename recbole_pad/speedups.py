@@ -1,6 +1,7 @@
 """RecBole's own slow paths replaced by faster ones with equal results, each behind a key (`properties/protocol/`).
 
-Two more keys put a protocol of ours in RecBole's place: `cold_split`, `global_time_cuts` (docs/protocols.md).
+Three more keys put a protocol of ours in RecBole's place: `exact_times`, `cold_split`, `global_time_cuts`
+(docs/protocols.md).
 
 For every sequential model, PAD or stock. A config without the key keeps RecBole's code.
 """
@@ -52,6 +53,7 @@ def _ours(key: str, module: str, function: str, config: str = "config") -> Calla
 _REPLACEMENTS: tuple[tuple[type, str, Callable[[Method], Method]], ...] = (
     (Dataset, "_load_feat", _ours("fast_data", "data.reading", "load_feat")),
     (Dataset, "_filter_by_inter_num", _ours("fast_data", "data.filtering", "filter_by_inter_num")),
+    (Dataset, "_change_feat_format", _ours("exact_times", "data.time_order", "in_exact_order")),
     (Dataset, "_change_feat_format", _ours("cold_split", "data.cold_split", "without_withheld")),
     (Dataset, "_change_feat_format", _ours("global_time_cuts", "data.time_cuts", "with_cuts")),
     (Dataset, "time_based_split", _ours("global_time_cuts", "data.time_cuts", "split_at_cuts")),

@@ -164,6 +164,43 @@ def test_a_wrong_argument_is_named_with_what_would_be_right(
         assert part in message
 
 
+@pytest.mark.parametrize(
+    ("header", "parts"),
+    [
+        ("\ufeffuser_id:token\titem_id:token\ttimestamp:float", ["byte order mark", "UTF-8 without one"]),
+        ("user_id\titem_id\ttimestamp", ["line 1", "'user_id' has no type", "write user_id:token"]),
+        ("user_id:token\titem_id:token\ttimestamp:int", ["'timestamp' has no type of token, float"]),
+        ("user_id:token\tproduct:token\ttimestamp:float", ["no column 'item_id'", "product", "--ITEM_ID_FIELD="]),
+        ("user_id:token\titem_id:token\tdate:float", ["no column 'timestamp'", "date", "--TIME_FIELD="]),
+        ("user_id:token\titem_id:token\ttimestamp:token", ["'timestamp' is of type token; write timestamp:float"]),
+        ("user_id:float\titem_id:token\ttimestamp:float", ["'user_id' is of type float; write user_id:token"]),
+    ],
+    ids=range(7),
+)
+def test_a_wrong_header_is_named_with_what_would_be_right(header: str, parts: list[str], refused: Callable[..., str]):
+    Path("data/odd").mkdir(parents=True)
+    Path("data/odd/odd.inter").write_text(header + "\nu\ti\t1\n")
+    message = refused("--model=PAD", "--dataset=odd", "--data_path=data")
+    for part in ["data/odd/odd.inter", *parts]:
+        assert part in message
+
+
+def test_columns_of_other_names_give_the_same_numbers(settings: Callable[..., dict[str, Any]], data_path: Path):
+    Path("data/renamed").mkdir(parents=True)
+    names = {"user_id:": "who:", "item_id:": "what:", "timestamp:": "when:"}
+    for kind in ("inter", "item"):
+        header, _, rest = (data_path / "tiny" / f"tiny.{kind}").read_text().partition("\n")
+        for name, other in names.items():
+            header = header.replace(name, other)
+        Path(f"data/renamed/renamed.{kind}").write_text(f"{header}\n{rest}")
+    other = {"USER_ID_FIELD": "who", "ITEM_ID_FIELD": "what", "TIME_FIELD": "when", "data_path": "data"}
+    results = [
+        recbole_pad.quick_start.run_recbole("PAD", dataset, config_dict=settings(epochs=1, **changes), saved=False)
+        for dataset, changes in (("tiny", {}), ("renamed", other))
+    ]
+    assert results[0]["test_result"] == results[1]["test_result"]
+
+
 def test_encode_refuses_what_it_does_not_know(capsys: pytest.CaptureFixture[str]):
     assert main(["encode", "--dataset=tiny", "--epochs=3"]) == 2
     assert capsys.readouterr().err == "error: encode does not know --epochs=3; see recbole-pad encode --help\n"

@@ -1,0 +1,46 @@
+"""Interactions in the order of their times as the file gives them (key `exact_times`).
+
+RecBole holds times in float32: seconds since 1970 are then 128 seconds apart (milliseconds 131), so that interactions
+of one session have the same time and stand in the order of the file, which may be any. Here each user's interactions
+are put in order before the times are rounded; all later sorting is stable. Source: ours; docs/protocols.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from logging import getLogger
+from typing import Any
+
+import numpy as np
+from recbole.utils import FeatureType
+
+
+def in_exact_order(original: Callable[[Any], None], dataset: Any) -> None:
+    """`Dataset._change_feat_format`; before it, interactions are sorted by user and time, if rounding loses an order.
+
+    Ties keep the order of the file. Where RecBole's own order is right, nothing is moved. Files of `benchmark_filename`
+    are left alone: where one ends and the next begins is known by the number of lines.
+    """
+    user, time = dataset.uid_field, dataset.time_field
+    is_timed = time in dataset.inter_feat and dataset.field2type[time] == FeatureType.FLOAT
+    if is_timed and dataset.benchmark_filename_list is None:
+        order = exact_order(dataset.inter_feat[user].to_numpy(), dataset.inter_feat[time].to_numpy())
+        if order is not None:
+            getLogger().info("%s has finer steps than float32 holds: sorted before rounding (exact_times)", time)
+            dataset.inter_feat = dataset.inter_feat.iloc[order].reset_index(drop=True)
+    original(dataset)
+
+
+def exact_order(users: np.ndarray, times: np.ndarray) -> np.ndarray | None:
+    """The order by user and time, ties as they are; None where sorting by rounded times gives each user the same one.
+
+    Args:
+        users: int, shape (n,).
+        times: float64, shape (n,).
+
+    Returns:
+        Row numbers, shape (n,), or None.
+    """
+    exact = np.lexsort((times, users))
+    rounded = np.lexsort((times.astype(np.float32), users))
+    return None if np.array_equal(exact, rounded) else exact
