@@ -355,14 +355,18 @@ class FinetuneTrainer(PhaseTrainer):
         weights = drift_weights(dataset.train_histories, dataset.item_num)[group]
         weights = weights * np.where(group <= FREQUENCY_GROUPS.index("1-5"), self.settings.gate_cold_weight, 1.0)
         withheld = withheld_of(dataset)
-        if self.processes.is_first:  # on all rows: a fit on shares of them would be another one
-            fit_gate(
+        is_fitted = self.processes.from_first(  # on all rows: a fit on shares of them would be another one
+            lambda: fit_gate(
                 self.model,
                 of_all_rows(valid_data),
                 torch.from_numpy(weights).float(),
                 self.settings.seed,
                 None if withheld is None else torch.from_numpy(withheld),
             )
+        )
+        if not is_fitted:
+            self.logger.warning("gate_fit: valid, but every validation target is masked: the gate keeps its weights")
+            return False
         self.processes.same_values(self.model.gate.parameters())
         self._score_mixture(valid_data, "gate fitted on validation data (in-sample)")
         return True

@@ -26,6 +26,7 @@ from recbole_pad.nn.score_pairs import ScorePairs
 log = logging.getLogger(__name__)
 
 _MAX_ROWS = 50_000  # validation rows used
+_MANY_MASKED = 0.05  # share of the validation targets from which on it is said that they are masked
 _PAIR_MEMORY = 2**30  # bytes for the pairs of experts without vectors; no further rows are used beyond
 _PAIR_BYTES = 48  # of a pair while those of all rows are put together
 _MAX_ITEMS = 20_000  # candidates, drawn once; the targets of a batch are added
@@ -45,6 +46,7 @@ class HeldOutRows:
         newest: newest item of each history, shape (n,).
         target: item ids, shape (n,).
         masked: the item ids that the protocol masks for each row; none where nothing is masked.
+        n_masked_targets: rows that were left out because the protocol masks their target.
         is_cut: whether rows were left out, since memory is bounded.
     """
 
@@ -53,6 +55,7 @@ class HeldOutRows:
     newest: Tensor
     target: Tensor
     masked: Ragged
+    n_masked_targets: int = 0
     is_cut: bool = False
 
 
@@ -102,7 +105,7 @@ def held_out_rows(model: PAD, batches: Iterable[Any]) -> HeldOutRows:
     pairs: list[list[ScorePairs]] = []
     newest: list[Tensor] = []
     targets, masked_rows, masked_items = [], [], []
-    n_rows, n_pairs, is_cut = 0, 0, False
+    n_rows, n_masked_targets, n_pairs, is_cut = 0, 0, 0, False
     for interaction, history, _, target in batches:
         if n_rows >= _MAX_ROWS or n_pairs * _PAIR_BYTES >= _PAIR_MEMORY:
             is_cut = True
@@ -122,6 +125,7 @@ def held_out_rows(model: PAD, batches: Iterable[Any]) -> HeldOutRows:
         masked_rows.append(place[rows][kept[rows]])
         masked_items.append(items[kept[rows]])
         n_rows += int(kept.sum())
+        n_masked_targets += int((~kept).sum())
     masked = Ragged.from_pairs(torch.cat(masked_rows), torch.cat(masked_items), n_rows)
     return HeldOutRows(
         [torch.cat(parts) for parts in zip(*states, strict=True)],
@@ -129,6 +133,7 @@ def held_out_rows(model: PAD, batches: Iterable[Any]) -> HeldOutRows:
         torch.cat(newest),
         torch.cat(targets),
         masked,
+        n_masked_targets,
         is_cut,
     )
 
@@ -156,7 +161,7 @@ def _bounded_rows(model: PAD, loader: Any, seed: int) -> HeldOutRows:
     return rows
 
 
-def fit_gate(model: PAD, loader: Any, target_weights: Tensor, seed: int, withheld: Tensor | None = None) -> None:
+def fit_gate(model: PAD, loader: Any, target_weights: Tensor, seed: int, withheld: Tensor | None = None) -> bool:
     """Fit the gate's parameters to the held-out targets; nothing else changes.
 
     Args:
@@ -166,9 +171,20 @@ def fit_gate(model: PAD, loader: Any, target_weights: Tensor, seed: int, withhel
         seed: of the choice and the order of rows, and of the sample of candidates.
         withheld: items that no validation row can have as its target (key `cold_split`), shape (V,), bool: among the
             candidates they would only teach the gate to put down what was never seen. None: there are none.
+
+    Returns:
+        Whether there was a row to fit it to.
     """
     model.eval()
     rows = _bounded_rows(model, loader, seed)
+    share = rows.n_masked_targets / max(rows.n_masked_targets + len(rows.target), 1)
+    if share > _MANY_MASKED:
+        log.warning(
+            f"{100 * share:.0f} % of the validation targets stand in their user's own history, which is masked: "
+            "nothing can hit them. Where people come back to items, set mask_history: False (or protocol: recbole)"
+        )
+    if not len(rows.target):
+        return False
     row_weights = target_weights.to(rows.target.device)[rows.target]
     row_weights = row_weights / row_weights.mean()
     optimizer = torch.optim.Adam(model.gate.parameters(), lr=_LEARNING_RATE)
@@ -189,6 +205,7 @@ def fit_gate(model: PAD, loader: Any, target_weights: Tensor, seed: int, withhel
                 averaged.update_parameters(model.gate)
     model.gate.load_state_dict(averaged.module.state_dict())
     model.eval()  # drops the item vectors that were folded with the old weights
+    return True
 
 
 def _batches(n_rows: int, n_steps: int, generator: torch.Generator) -> Iterator[Tensor]:

@@ -1,4 +1,4 @@
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -43,6 +43,36 @@ def test_fitting_changes_the_gate_and_nothing_else(model: tuple[Any, Any]):
     fit_gate(network, loader, torch.ones(network.n_items), seed=1)
     moved = {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
     assert moved == {"gate.items.level", "gate.items.slope", "gate.users.slope"}
+
+
+class WithMaskedTargets:
+    """A loader whose first rows of each batch have their target masked, and nothing else is."""
+
+    def __init__(self, loader: Any, share: float) -> None:
+        self.loader, self.share = loader, share
+
+    def __iter__(self) -> Iterator[Any]:
+        for interaction, _, users, target in self.loader:
+            first = torch.arange(int(self.share * len(target)))
+            yield interaction, (first, target[first]), users, target
+
+
+@pytest.mark.parametrize(("share", "warned"), [(0.02, False), (0.5, True), (1.0, True)])
+def test_targets_that_the_protocol_masks_are_left_out_and_counted(
+    model: tuple[Any, Any], share: float, warned: bool, caplog: pytest.LogCaptureFixture
+):
+    network, loader = model
+    sizes = [len(target) for *_, target in loader]
+    n_rows, n_masked = sum(sizes), sum(int(share * size) for size in sizes)
+    rows = held_out_rows(network, WithMaskedTargets(loader, share))
+    assert (rows.n_masked_targets, len(rows.target)) == (n_masked, n_rows - n_masked)
+    before = {name: value.clone() for name, value in network.gate.state_dict().items()}
+    fitted = fit_gate(network, WithMaskedTargets(loader, share), torch.ones(network.n_items), seed=1)
+    assert fitted == (share < 1)
+    assert (n_masked > 0.05 * n_rows) == warned, "else the case shows nothing"
+    moved = any(not torch.equal(value, before[name]) for name, value in network.gate.state_dict().items())
+    assert moved == fitted
+    assert (f"{100 * n_masked / n_rows:.0f} % of the validation targets stand in" in caplog.text) == warned
 
 
 def test_fitting_is_the_same_for_the_same_seed(model: tuple[Any, Any]):
