@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from .atomic import file_digest, frequency_groups
 from .clean import READ_AS_MISSING
 from .errors import InputError
+from .item_texts import text_columns
 
 __all__ = ["Report", "ascending_shares", "check"]
 
@@ -52,13 +53,13 @@ class Report:
         return "\n".join([*lines, *(f"warning: {warning}" for warning in self.warnings)])
 
 
-def check(folder: Path, dataset: str, title_field: str = "title") -> Report:
+def check(folder: Path, dataset: str, title_field: str = "auto") -> Report:
     """Check ``folder/dataset.inter`` and ``.item``.
 
     Args:
         folder: of the dataset.
         dataset: its name.
-        title_field: column of the titles.
+        title_field: column of the titles; "auto": the columns that PAD reads by default (`item_texts.text_columns`).
 
     Returns:
         A report; with errors in the files themselves it ends there, without figures.
@@ -182,16 +183,20 @@ def _check_items(inter: pd.DataFrame, item: pd.DataFrame, file: Path, title_fiel
     ):
         if ids:
             report.errors.append(f"{file}: {len(ids):,} items {what}, for example {', '.join(sorted(ids)[:3])}")
-    if title_field not in item:
-        report.errors.append(
-            f"{file}: no column {title_field!r}; it has {', '.join(item)}; name one with --title_field"
-        )
+    try:
+        columns = text_columns(file, [title_field], ITEM)
+    except InputError as error:
+        report.errors.append(str(error))
         return
-    empty = item[ITEM][item[title_field].str.strip() == ""]
+    if missing := [column for column in columns if column not in item]:
+        report.errors.append(f"{file}: no column {missing[0]!r}; it has {', '.join(item)}; name one with --title_field")
+        return
+    empty = item[ITEM][(item[columns].apply(lambda column: column.str.strip()) == "").all(axis=1)]
+    title = " or ".join(columns)
     if len(empty) == len(item):
-        report.errors.append(f"{file}: no item has a {title_field}")
+        report.errors.append(f"{file}: no item has a {title}")
     elif len(empty):
-        report.warnings.append(f"{len(empty):,} of {len(item):,} items have no {title_field}: {', '.join(empty[:3])}")
+        report.warnings.append(f"{len(empty):,} of {len(item):,} items have no {title}: {', '.join(empty[:3])}")
 
 
 def _check_manifest(folder: Path, dataset: str, report: Report) -> None:
@@ -220,7 +225,8 @@ def _ordered(inter: pd.DataFrame, times: NDArray[np.float64], file: Path, report
     if len(broken):
         report.errors.append(
             f"{file}: RecBole keeps times in float32, in which different times are equal, and then the order of lines "
-            f"counts: {len(broken):,} users get another order; sort the file by user and time"
+            f"counts: {len(broken):,} users get another order, unless exact_times is set (as in protocol pad); sort the "
+            "file by user and time"
         )
     by_user = np.argsort(user, kind="stable")
     same = user[by_user][1:] == user[by_user][:-1]

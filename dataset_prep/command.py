@@ -148,7 +148,9 @@ def add_check(parser: argparse.ArgumentParser) -> None:
     """Flags of `check`."""
     parser.add_argument("dataset", metavar="DATASET", help="name of the dataset")
     parser.add_argument("--data_path", type=Path, default=Path("dataset"), help="folder of datasets (default: dataset)")
-    parser.add_argument("--title_field", default="title", help="column of the titles (default: title)")
+    parser.add_argument(
+        "--title_field", default="auto", help="column of the titles (default: those that PAD reads, auto)"
+    )
 
 
 def run_check(known: argparse.Namespace) -> int:

@@ -55,9 +55,9 @@ def test_the_figures_of_a_sound_folder(found: Callable[..., Report]):
         (GOOD_INTER, GOOD_ITEM[:3], "1 items have interactions, but no line here: they have no text, for example c"),
         (GOOD_INTER, [*GOOD_ITEM, "d\tDate"], "1 items have no interaction: RecBole ranks them as candidates"),
         (GOOD_INTER, None, "d.item does not exist"),
-        (GOOD_INTER, ["item_id:token\tname:token_seq", "a\tA", "b\tB", "c\tC"],
-         "no column 'title'; it has item_id, name"),
-        (GOOD_INTER, [*ITEM, "a\t", "b\t", "c\t "], "no item has a title"),
+        (GOOD_INTER, ["item_id:token\tlink:token", "a\tx/1", "b\tx/2", "c\tx/3"],
+         "auto finds no column of words; it has item_id, link"),
+        (GOOD_INTER, [*ITEM, "a\t", "b\t", "c\t "], "auto finds no column of words"),
         (GOOD_INTER, [*ITEM, 'a\t"Open', "b\tB", "c\tC"], "line 2, title: begins with a double quote"),
         (GOOD_INTER, [*ITEM, "a\tApple\tpie", "b\tB", "c\tC"], "d.item, line 2: 3 columns, but the header has 2"),
         (GOOD_INTER, [*ITEM, "a\tA", "b\tB\tC", "c\tC"], "d.item, line 3: 3 columns, but the header has 2"),
@@ -100,6 +100,10 @@ def test_single_items_without_a_title_are_a_warning(found: Callable[..., Report]
 def test_another_column_of_titles(found: Callable[..., Report]):
     item = ["item_id:token\tname:token_seq", "a\tA", "b\tB", "c\tC"]
     assert found(GOOD_INTER, item, title_field="name").errors == []
+    assert found(GOOD_INTER, item).errors == []
+    assert "no column 'title'; it has item_id, name" in found(GOOD_INTER, item, title_field="title").errors[0]
+    empty = ["item_id:token\tname:token_seq", "a\t", "b\t", "c\t "]
+    assert "no item has a name" in found(GOOD_INTER, empty, title_field="name").errors[0]
 
 
 def test_a_file_that_is_not_that_of_the_manifest_is_an_error(found: Callable[..., Report], tmp_path: Path):
