@@ -225,8 +225,8 @@ def _ordered(inter: pd.DataFrame, times: NDArray[np.float64], file: Path, report
     if len(broken):
         report.errors.append(
             f"{file}: RecBole keeps times in float32, in which different times are equal, and then the order of lines "
-            f"counts: {len(broken):,} users get another order, unless exact_times is set (as in protocol pad); sort the "
-            "file by user and time"
+            f"counts: {len(broken):,} users get another order, unless exact_times is set (as in protocol pad); sort "
+            "the file by user and time"
         )
     by_user = np.argsort(user, kind="stable")
     same = user[by_user][1:] == user[by_user][:-1]
