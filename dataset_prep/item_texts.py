@@ -16,7 +16,7 @@ from string import Formatter
 
 from .errors import InputError
 
-__all__ = ["AUTO_FIELDS", "read_item_texts", "text_columns", "text_digest"]
+__all__ = ["AUTO_FIELDS", "items_without_line", "read_item_texts", "text_columns", "text_digest"]
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +27,7 @@ _FEWEST_WORDS, _MOST_WORDS = 1.5, 30.0  # of a value, on average
 _TITLES, _TITLE_WORDS = ("title", "name"), 0.5  # parts of the name of a column of which fewer words are asked
 _WORDS_OF_ALL = 0.5  # share of what stands between blanks that must be words
 _FILLED = 0.1  # share of the items that must have a value
+_MOST_WITHOUT_LINE = 0.5  # share of the items of a dataset
 _REPEATED = 0.95  # share of a column's values that stand whole in another column, from which on it adds nothing
 _WORD = re.compile(r"[^\w]*[^\W\d_]+(?:['\u2019&.-]+[^\W\d_]*)*[^\w]*")  # letters, no digit, with punctuation around it
 _IDEOGRAM = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")  # two of them count as a word
@@ -200,6 +201,30 @@ def read_item_texts(
             ", ".join(empty[:3]),
         )
     return texts
+
+
+def items_without_line(item_file: Path, texts: Mapping[str, str], tokens: Sequence[str]) -> list[str]:
+    """The items that the `.item` file says nothing of; they count as items with an empty text, and a warning says so.
+
+    Args:
+        item_file: the file, for messages.
+        texts: of all its items.
+        tokens: of the items of the dataset, without padding.
+
+    Raises:
+        InputError: if that are more than half of them: the two files then hardly belong together.
+    """
+    absent = [token for token in tokens if token not in texts]
+    if not absent:
+        return []
+    found = f"{item_file}: {len(absent)} of {len(tokens)} items ({', '.join(map(repr, absent[:3]))}) have no line"
+    if len(absent) > _MOST_WITHOUT_LINE * len(tokens):
+        raise InputError(
+            f"{found}; the file's own items are such as {', '.join(map(repr, list(texts)[:3]))}: write both files with "
+            "the same ids, or add the lines"
+        )
+    log.warning("%s: they count as items without text", found)
+    return absent
 
 
 def _pieces(fields: Sequence[str]) -> list[tuple[str, str]]:

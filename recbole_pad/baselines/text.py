@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from recbole_pad.config import PADConfig
-from recbole_pad.dataset_prep.item_texts import read_item_texts, text_columns
+from recbole_pad.dataset_prep.item_texts import items_without_line, read_item_texts, text_columns
 from recbole_pad.errors import InputError
 from recbole_pad.nn.text_transforms import shortest_of, unit_rows
 
@@ -44,7 +44,7 @@ def item_texts(config: Any, dataset: Any) -> ItemTexts:
         dataset: a split of `PADDataset`.
 
     Raises:
-        InputError: for a sparse encoder with a transform, an item without a line in the .item file, texts without a
+        InputError: for a sparse encoder with a transform, most items without a line in the .item file, texts without a
             word that occurs twice, or as `find_text_table` and `TextTable.transformed`.
     """
     settings = PADConfig.read(config)
@@ -68,25 +68,15 @@ def _sparse_texts(encode: Callable[[Sequence[str]], sp.csr_matrix], settings: PA
     file = Path(dataset.dataset_path) / f"{dataset.dataset_name}.item"
     columns = text_columns(file, settings.text_columns, dataset.iid_field)
     texts = read_item_texts(file, columns, dataset.iid_field)
-    rows = _rows(texts, dataset.field2id_token[dataset.iid_field][1:], file)
-    vectors = encode(list(texts.values()))[rows]
+    tokens = [str(token) for token in dataset.field2id_token[dataset.iid_field][1:]]
+    texts |= dict.fromkeys(items_without_line(file, texts, tokens), "")
+    place = {token: row for row, token in enumerate(texts)}
+    vectors = encode(list(texts.values()))[[place[token] for token in tokens]]
     vectors = sp.vstack([sp.csr_matrix((1, vectors.shape[1])), vectors], format="csr")
     digest = hashlib.sha256()
     for part in (vectors.indptr, vectors.indices, vectors.data):
         digest.update(np.ascontiguousarray(part).tobytes())
     return ItemTexts(vectors, digest.hexdigest())
-
-
-def _rows(texts: Mapping[str, str], tokens: Sequence[Any], file: Path) -> np.ndarray:
-    """Where the text of each token is."""
-    place = {token: row for row, token in enumerate(texts)}
-    absent = [str(token) for token in tokens if str(token) not in place]
-    if absent:
-        raise InputError(
-            f"{file}: {len(absent)} of {len(tokens)} items have no line, for example {', '.join(absent[:3])}; add "
-            "them, or drop these items from the dataset"
-        )
-    return np.array([place[str(token)] for token in tokens], dtype=np.int64)
 
 
 def _tfidf(texts: Sequence[str]) -> sp.csr_matrix:

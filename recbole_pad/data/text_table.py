@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,7 +32,7 @@ from recbole_pad.dataset_prep.encode_text import (
     encoding_alone,
     vector_files,
 )
-from recbole_pad.dataset_prep.item_texts import read_item_texts, text_columns, text_digest
+from recbole_pad.dataset_prep.item_texts import items_without_line, read_item_texts, text_columns, text_digest
 from recbole_pad.dataset_prep.text_encoders import encoder_parts
 from recbole_pad.distributed import ALONE, Processes
 from recbole_pad.errors import InputError
@@ -57,7 +57,8 @@ class TextTable:
 
     Attributes:
         path: the `.npy` file.
-        rows: row of each item id of RecBole, shape (V,), int64; -1 for padding, item 0.
+        rows: row of each item id of RecBole, shape (V,), int64; -1 for padding, item 0, and for items of which the
+            `.item` file says nothing: they get the mean of all rows, like an empty text.
         width: D, numbers per vector.
         fingerprint: sha256 (hex) of the file.
         manifest: the manifest without its list of items.
@@ -202,7 +203,7 @@ def _bytes(table: TextTable, spec: str) -> int:
 
 
 class _Reordered:
-    """Rows of a memory map in another order, read in slices; a slice must not hold row -1, the padding.
+    """Rows of a memory map in another order, read in slices; row -1 is the mean of all.
 
     Args:
         vectors: shape (n, D).
@@ -220,7 +221,17 @@ class _Reordered:
         return len(self._rows)
 
     def __getitem__(self, rows: slice) -> NDArray[Any]:
-        return self._vectors[self._rows[rows]].astype(self._dtype)
+        own = self._rows[rows]
+        vectors = self._vectors[own].astype(self._dtype)
+        if (own < 0).any():
+            vectors[own < 0] = self._mean
+        return vectors
+
+    @cached_property
+    def _mean(self) -> NDArray[np.float64]:
+        block = 16_384
+        sums = [self._vectors[n : n + block].sum(axis=0, dtype=np.float64) for n in range(0, len(self._vectors), block)]
+        return np.sum(sums, axis=0) / max(len(self._vectors), 1)
 
 
 def find_text_table(
@@ -252,7 +263,7 @@ def find_text_table(
         processes: of the run; each of them makes this call, encodes a share of the texts, and the first one writes.
 
     Raises:
-        InputError: if an item has no line in `item_file`, or the files fail a check of `open_text_table`.
+        InputError: if most items have no line in `item_file`, or the files fail a check of `open_text_table`.
     """
 
     def find(name: str) -> TextTable:
@@ -286,12 +297,7 @@ def _encoded_table(
 ) -> TextTable:
     text_fields = text_columns(item_file, text_fields, item_field)
     texts = read_item_texts(item_file, text_fields, item_field)
-    absent = [str(token) for token in tokens[1:] if str(token) not in texts]
-    if absent:
-        raise InputError(
-            f"{_count(absent, len(tokens) - 1)} have no line in {item_file}; text vectors need one line per "
-            "item: add them, or drop these items from the dataset"
-        )
+    absent = items_without_line(item_file, texts, [str(token) for token in tokens[1:]])
     npy, manifest_file = vector_files(folder, dataset_name, text_encoder, text_fields)
 
     def are_absent() -> bool:
@@ -319,6 +325,7 @@ def _encoded_table(
         expected_digest=text_digest(texts),
         expected_encoder=text_encoder,
         expected_fields=text_fields,
+        without_text=absent,
         rebuild=_encode_command(dataset_name, Path(item_file), text_encoder, text_fields, Path(folder), item_field),
     )
 
@@ -330,6 +337,7 @@ def open_text_table(
     expected_digest: str | None,
     expected_encoder: str | None = None,
     expected_fields: Sequence[str] | None = None,
+    without_text: Collection[str] = (),
     rebuild: str,
 ) -> TextTable:
     """Check a pair of vectors and manifest, and map RecBole's items to rows.
@@ -341,6 +349,7 @@ def open_text_table(
             user brought, whose manifest needs nothing but ``items``.
         expected_encoder: `text_encoder` the manifest must name; None for any.
         expected_fields: `text_fields` the manifest must name; None for any.
+        without_text: items that need no row: they get the mean of all.
         rebuild: the command, or advice, that ends every message.
 
     Returns:
@@ -385,20 +394,29 @@ def open_text_table(
         if (expected_digest is not None or key in manifest) and manifest.get(key) != value:
             _disagree(npy, key, value, manifest.get(key), remedy)
 
-    rows = _rows_of(tokens, items, npy, manifest_file, remedy)
-    order = np.argsort(rows[1:], kind="stable")  # read the file front to back
-    check_vectors(vectors, [str(tokens[1 + i]) for i in order], str(npy), remedy, rows=rows[1:][order])
-    n_extra = n_rows - (len(tokens) - 1)
+    rows = _rows_of(tokens, items, without_text, npy, manifest_file, remedy)
+    order = np.argsort(rows, kind="stable")  # read the file front to back
+    order = order[rows[order] >= 0]
+    check_vectors(vectors, [str(tokens[i]) for i in order], str(npy), remedy, rows=rows[order])
+    n_extra = n_rows - len(order)
     if n_extra:
         log.info("%s: %d of %d items are not in the dataset and are left out", npy, n_extra, n_rows)
     return TextTable(npy, rows, width, found["vectors_sha256"], manifest, stat)
 
 
-def _rows_of(tokens: Sequence[str], items: list[str], npy: Path, manifest_file: Path, remedy: str) -> NDArray[np.int64]:
+def _rows_of(
+    tokens: Sequence[str],
+    items: list[str],
+    without_text: Collection[str],
+    npy: Path,
+    manifest_file: Path,
+    remedy: str,
+) -> NDArray[np.int64]:
     row = {item: r for r, item in enumerate(items)}
     if len(row) < len(items):
         twice = sorted({item for r, item in enumerate(items) if row[item] != r})
         raise InputError(f"{manifest_file}: {_count(twice, len(row))} are named more than once; {remedy}")
+    row |= dict.fromkeys(without_text, -1)
     absent = [str(token) for token in tokens[1:] if str(token) not in row]
     if absent:
         raise InputError(f"{npy}: {_count(absent, len(tokens) - 1)} have no vector; {remedy}")

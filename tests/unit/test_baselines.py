@@ -309,8 +309,11 @@ def test_what_cannot_run_is_refused_naming_the_key(name: str, changes: dict[str,
 @pytest.mark.parametrize(
     ("items", "message"),
     [
-        (["i01\tred box", "i02\tblue box"], "22 of 24 items have no line"),
-        ([f"i{n:02d}\tword{n}" for n in range(1, 26)], "no word occurs in two of the 25 texts"),
+        (
+            ["i01\tred box", "i02\tblue box"],
+            "22 of 24 items .* have no line; .* such as 'i01', 'i02'",
+        ),
+        ([f"i{n:02d}\tword{chr(96 + n)}" for n in range(1, 26)], "no word occurs in two of the 25 texts"),
     ],
 )
 def test_texts_that_do_not_serve_are_refused(
@@ -321,6 +324,17 @@ def test_texts_that_do_not_serve_are_refused(
     (tmp_path / "tiny" / "tiny.item").write_text("\n".join(["item_id:token\ttitle:token_seq", *items]) + "\n")
     with pytest.raises(InputError, match=message):
         built("TextKNN", data_path=str(tmp_path))
+
+
+def test_an_item_without_a_line_is_like_nothing(built: Make, data_path: Path, tmp_path: Path):
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "tiny.inter").write_text((data_path / "tiny" / "tiny.inter").read_text())
+    lines = (data_path / "tiny" / "tiny.item").read_text().splitlines()
+    (tmp_path / "tiny" / "tiny.item").write_text("\n".join(line for line in lines if not line.startswith("i05")) + "\n")
+    model, dataset, *_ = built("TextKNN", data_path=str(tmp_path))
+    place = dataset.token2id("item_id", "i05")
+    assert not model.text_vectors[place].sum()
+    assert model.text_vectors.sum(axis=1).astype(bool).sum() == dataset.item_num - 2  # all but padding and i05
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -232,10 +232,24 @@ def test_the_rebuild_command_is_short_for_default_folders(tmp_path, monkeypatch)
     assert message_of(find, folder, folder=Path("text_vectors")).endswith(f": {REBUILD} --text_fields=title")
 
 
-def test_an_item_without_a_line_in_the_item_file_is_refused(made):
+def test_items_without_a_line_in_the_item_file_get_the_mean_vector(made, caplog):
     folder, _ = made
-    message = message_of(find, folder, [*TOKENS, "i7", "i8", "i9", "i10"])
-    assert "4 of 9 items ('i7', 'i8', 'i9', ...) have no line in" in message
+    tokens = ["[PAD]", "i7", *TOKENS[1:], "i8"]
+    table = find(folder, tokens)
+    assert "toy.item: 2 of 7 items ('i7', 'i8') have no line: they count as items without text" in caplog.text
+    vectors, listed = table.read(), find(folder).read()
+    assert torch.equal(vectors[2:7], listed[1:])
+    for row in (1, 7):
+        torch.testing.assert_close(vectors[row], listed[1:].mean(dim=0))
+    assert not vectors[0].any()
+    joint = find(folder, tokens, text_encoder="tfidf+tfidf:2").transformed("center", memory_mb=1)
+    assert joint[1].abs().max() < 1e-6 < joint[2:7].abs().max()
+
+
+def test_files_with_other_ids_are_refused(made):
+    folder, _ = made
+    message = message_of(find, folder, [*TOKENS, *(f"x{n}" for n in range(6))])
+    assert "6 of 11 items ('x0', 'x1', 'x2') have no line; the file's own items are such as 'i0', 'i1', 'i2'" in message
     assert "toy.item" in message
 
 
