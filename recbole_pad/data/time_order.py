@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from logging import getLogger
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,10 @@ def in_exact_order(original: Callable[[Any], None], dataset: Any) -> None:
     user, time = dataset.uid_field, dataset.time_field
     is_timed = time in dataset.inter_feat and dataset.field2type[time] == FeatureType.FLOAT
     if is_timed and dataset.benchmark_filename_list is None:
-        order = exact_order(dataset.inter_feat[user].to_numpy(), dataset.inter_feat[time].to_numpy())
+        times = dataset.inter_feat[time]
+        if times.dtype == object:  # a numerical feature of RecBole's: (value, weight or bucket)
+            times = times.map(itemgetter(0))
+        order = exact_order(dataset.inter_feat[user].to_numpy(), times.to_numpy(dtype=np.float64))
         if order is not None:
             getLogger().info("%s has finer steps than float32 holds: sorted before rounding (exact_times)", time)
             dataset.inter_feat = dataset.inter_feat.iloc[order].reset_index(drop=True)

@@ -15,12 +15,15 @@ def as_float32(time: float) -> float:
 
 
 def histories(file: Path) -> dict[str, list[Interaction]]:
-    """Each user's interactions in time order (times are float32 in RecBole), equal times in file order."""
+    """Each user's interactions by the file's times, equal ones in file order; then times are rounded to float32."""
     users: dict[str, list[Interaction]] = {}
     for line in file.read_text().splitlines()[1:]:
         user, item, time = line.split("\t")[:3]
-        users.setdefault(user, []).append((item, as_float32(float(time))))
-    return {user: sorted(history, key=lambda entry: entry[1]) for user, history in users.items()}
+        users.setdefault(user, []).append((item, float(time)))
+    return {
+        user: [(item, as_float32(time)) for item, time in sorted(history, key=lambda entry: entry[1])]
+        for user, history in users.items()
+    }
 
 
 def held_out(history: Sequence[Interaction], n_left_out: int) -> int:
