@@ -20,7 +20,7 @@ from recbole_pad.keys import FIRST_READ_IN
 from recbole_pad.phases import PHASES, STARTS_FROM, WITHOUT_TEXT
 
 FORMAT = "recbole_pad checkpoint 1"
-NUMBERS = 3  # raised with every change that moves the numbers of a run: older phases are then not taken from a cache
+NUMBERS = 4  # raised with every change that moves the numbers of a run: older phases are then not taken from a cache
 
 # Keys that change where and how a run happens, but not its numbers.
 _NOT_FINGERPRINTED = set(

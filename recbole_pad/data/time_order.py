@@ -45,6 +45,9 @@ def exact_order(users: np.ndarray, times: np.ndarray) -> np.ndarray | None:
     Returns:
         Row numbers, shape (n,), or None.
     """
+    same_user = users[1:] == users[:-1]
+    if ((users[1:] > users[:-1]) | (same_user & (times[1:] >= times[:-1]))).all():
+        return None
     exact = np.lexsort((times, users))
     rounded = np.lexsort((times.astype(np.float32), users))
     return None if np.array_equal(exact, rounded) else exact

@@ -190,7 +190,7 @@ def test_windows_over_all_of_a_ratio_split_cover_each_training_target_once(prepa
 
 @pytest.mark.parametrize(("exact", "order_of_u"), [(True, "daceb"), (False, "cadbe")])
 def test_tied_times_keep_the_order_of_the_file(prepared, tmp_path: Path, exact: bool, order_of_u: str):
-    """128 seconds apart is one moment in float32 at 1.6e9: the file's order is the order, unless it is sorted before."""
+    """128 seconds apart is one moment in float32 at 1.6e9: the file's order is the order, or that of its times."""
     order = ["c", "a", "d", "b", "e"]
     lines = [f"u\t{item}\t{1_600_000_000 + (7 - step) % 5}" for step, item in enumerate(order)]
     lines += ["v\ta\t2", "v\tb\t3", "v\tc\t1", "v\td\t3"]
