@@ -265,16 +265,70 @@ def find_text_table(
     Raises:
         InputError: if most items have no line in `item_file`, or the files fail a check of `open_text_table`.
     """
+    names = encoder_parts(text_encoder)
+    encoders = [name for name in names if not name.startswith(OWN_FILE)]
+    source = None
+    if encoders:
+        source = _Source.read(dataset_name, Path(item_file), tokens, encoders, text_fields, Path(folder), item_field)
 
     def find(name: str) -> TextTable:
-        if name.startswith(OWN_FILE):
+        if source is None or name.startswith(OWN_FILE):
             return _own_table(name, tokens)
-        return _encoded_table(
-            dataset_name, item_file, tokens, name, text_fields, folder, item_field, batch_size, show_progress, processes
-        )
+        return _encoded_table(source, tokens, name, batch_size, show_progress, processes)
 
-    parts = [find(name) for name in encoder_parts(text_encoder)]
+    parts = [find(name) for name in names]
     return parts[0] if len(parts) == 1 else JointTextTable(tuple(parts))
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What vectors are made of, and where they are kept; fields as the arguments of `find_text_table`.
+
+    Attributes:
+        encoders: the parts of `text_encoder` that encode.
+        texts: of all items of the file.
+        without_text: items that have no line there.
+    """
+
+    dataset_name: str
+    item_file: Path
+    encoders: Sequence[str]
+    text_fields: Sequence[str]
+    folder: Path
+    item_field: str
+    texts: Mapping[str, str]
+    without_text: Sequence[str]
+
+    @classmethod
+    def read(
+        cls,
+        dataset_name: str,
+        item_file: Path,
+        tokens: Sequence[str],
+        encoders: Sequence[str],
+        text_fields: Sequence[str],
+        folder: Path,
+        item_field: str,
+    ) -> _Source:
+        """Find the columns and read the file."""
+        columns = text_columns(item_file, text_fields, item_field)
+        texts = read_item_texts(item_file, columns, item_field)
+        absent = items_without_line(item_file, texts, [str(token) for token in tokens[1:]])
+        return cls(dataset_name, item_file, encoders, columns, folder, item_field, texts, absent)
+
+    def encode_command(self) -> str:
+        """The command that makes the files of all encoders again; it names what is not a default of `encode`."""
+        encoder = "+".join(self.encoders)
+        words = ["recbole-pad", "encode", f"--dataset={self.dataset_name}", f"--text_encoder={encoder}"]
+        key = "text_template" if "{" in self.text_fields[0] else "text_fields"
+        words.append(f"--{key}={','.join(self.text_fields)}")  # the default of `encode` is the dataset's own
+        optional = {
+            "data_path": (str(self.item_file.parent.parent), "dataset"),
+            "text_vectors_dir": (str(self.folder), "text_vectors"),
+            "item_field": (self.item_field, "item_id"),
+        }
+        words += [f"--{key}={value}" for key, (value, default) in optional.items() if value != default]
+        return shlex.join(words)
 
 
 def _own_table(name: str, tokens: Sequence[str]) -> TextTable:
@@ -284,21 +338,14 @@ def _own_table(name: str, tokens: Sequence[str]) -> TextTable:
 
 
 def _encoded_table(
-    dataset_name: str,
-    item_file: Path,
+    source: _Source,
     tokens: Sequence[str],
     text_encoder: str,
-    text_fields: Sequence[str],
-    folder: Path,
-    item_field: str,
     batch_size: int,
     show_progress: bool,
     processes: Processes,
 ) -> TextTable:
-    text_fields = text_columns(item_file, text_fields, item_field)
-    texts = read_item_texts(item_file, text_fields, item_field)
-    absent = items_without_line(item_file, texts, [str(token) for token in tokens[1:]])
-    npy, manifest_file = vector_files(folder, dataset_name, text_encoder, text_fields)
+    npy, manifest_file = vector_files(source.folder, source.dataset_name, text_encoder, source.text_fields)
 
     def are_absent() -> bool:
         return processes.from_first(lambda: not manifest_file.is_file())
@@ -306,14 +353,14 @@ def _encoded_table(
     if are_absent():
         with encoding_alone(npy) if processes.is_first else nullcontext():
             if are_absent():  # still, after another run of this machine has had its turn
-                log.info("no text vectors in %s: encoding %d items with %s", npy, len(texts), text_encoder)
+                log.info("no text vectors in %s: encoding %d items with %s", npy, len(source.texts), text_encoder)
                 encode_items(
-                    item_file,
-                    folder,
-                    dataset_name,
+                    source.item_file,
+                    source.folder,
+                    source.dataset_name,
                     text_encoder=text_encoder,
-                    text_fields=text_fields,
-                    item_field=item_field,
+                    text_fields=source.text_fields,
+                    item_field=source.item_field,
                     batch_size=batch_size,
                     show_progress=show_progress,
                     team=processes,
@@ -322,11 +369,11 @@ def _encoded_table(
     return open_text_table(
         npy,
         tokens,
-        expected_digest=text_digest(texts),
+        expected_digest=text_digest(source.texts),
         expected_encoder=text_encoder,
-        expected_fields=text_fields,
-        without_text=absent,
-        rebuild=_encode_command(dataset_name, Path(item_file), text_encoder, text_fields, Path(folder), item_field),
+        expected_fields=source.text_fields,
+        without_text=source.without_text,
+        rebuild=source.encode_command(),
     )
 
 
@@ -465,27 +512,6 @@ def _disagree(path: Path, key: str, came: object, expected: object, remedy: str)
 def _count(tokens: list[str], total: int) -> str:
     examples = ", ".join(map(repr, tokens[:3])) + (", ..." if len(tokens) > 3 else "")
     return f"{len(tokens)} of {total} items ({examples})"
-
-
-def _encode_command(
-    dataset_name: str,
-    item_file: Path,
-    text_encoder: str,
-    text_fields: Sequence[str],
-    folder: Path,
-    item_field: str,
-) -> str:
-    """The command that makes the files again; it names what is not a default of `encode`."""
-    words = ["recbole-pad", "encode", f"--dataset={dataset_name}", f"--text_encoder={text_encoder}"]
-    key = "text_template" if "{" in text_fields[0] else "text_fields"
-    words.append(f"--{key}={','.join(text_fields)}")  # the default of `encode` is the dataset's own
-    optional = {
-        "data_path": (str(item_file.parent.parent), "dataset"),
-        "text_vectors_dir": (str(folder), "text_vectors"),
-        "item_field": (item_field, "item_id"),
-    }
-    words += [f"--{key}={value}" for key, (value, default) in optional.items() if value != default]
-    return shlex.join(words)
 
 
 def _stat(path: Path) -> tuple[int, int]:

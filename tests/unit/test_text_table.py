@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from recbole_pad.__main__ import main
 from recbole_pad.data.text_table import find_text_table, open_text_table
 from recbole_pad.dataset_prep.encode_text import encode_items
 from recbole_pad.dataset_prep.item_texts import read_item_texts, text_digest
@@ -230,6 +231,20 @@ def test_the_rebuild_command_is_short_for_default_folders(tmp_path, monkeypatch)
     find(folder, folder=Path("text_vectors"))
     write_items(folder, {**TITLES, "i2": "car engines"})
     assert message_of(find, folder, folder=Path("text_vectors")).endswith(f": {REBUILD} --text_fields=title")
+
+
+def test_one_command_makes_all_parts_of_joint_vectors_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = Path("dataset/toy")
+    folder.mkdir(parents=True)
+    write_items(folder)
+    settings = {"text_encoder": "tfidf+tfidf:2", "folder": Path("text_vectors")}
+    find(folder, **settings)
+    write_items(folder, {**TITLES, "i2": "car engines"})
+    command = message_of(find, folder, **settings).partition("make the vectors again: ")[2]
+    assert command.startswith("recbole-pad encode --dataset=toy --text_encoder=tfidf+tfidf:2 ")
+    assert main(shlex.split(command)[1:]) == 0
+    find(folder, **settings)
 
 
 def test_items_without_a_line_in_the_item_file_get_the_mean_vector(made, caplog):
