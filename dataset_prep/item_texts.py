@@ -29,7 +29,7 @@ _WORDS_OF_ALL = 0.5  # share of what stands between blanks that must be words
 _FILLED = 0.1  # share of the items that must have a value
 _MOST_WITHOUT_LINE = 0.5  # share of the items of a dataset
 _REPEATED = 0.95  # share of a column's values that stand whole in another column, from which on it adds nothing
-_WORD = re.compile(r"[^\w]*[^\W\d_]+(?:['\u2019&.-]+[^\W\d_]*)*[^\w]*")  # letters, no digit, with punctuation around it
+_WORD = re.compile(r"[^\w]*[^\W\d_]+(?:['\u2019&.-]+[^\W\d_]+)*[^\w]*")  # letters, no digit, with punctuation around it
 _IDEOGRAM = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")  # two of them count as a word
 
 
@@ -165,7 +165,7 @@ def read_item_texts(
             "name existing columns in text_fields, or add the column"
         )
     token_column = names.index(item_field)
-    text_columns = [(before, names.index(field)) for before, field in pieces]
+    text_places = [(before, names.index(field)) for before, field in pieces]
 
     texts: dict[str, str] = {}
     line_of: dict[str, int] = {}
@@ -184,7 +184,7 @@ def read_item_texts(
             raise InputError(
                 f"{item_file}, line {line}: item {token!r} was on line {line_of[token]} already; keep one line per item"
             )
-        texts[token] = _joined([(before, _clean(row[at]) if at < len(row) else "") for before, at in text_columns])
+        texts[token] = _joined([(before, _clean(row[at]) if at < len(row) else "") for before, at in text_places])
         line_of[token] = line
     if tokens is not None:
         return texts

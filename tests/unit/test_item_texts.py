@@ -179,6 +179,7 @@ def test_auto_takes_no_identifiers_links_dates_or_numbers(tmp_path, column, valu
         ("and/or 3D x2", 0),
         ("東京物語 の", 3),
         ("- > 42", 0),
+        ("a" + "." * 5000 + "1", 0),  # not in exponential time
     ],
 )
 def test_words_are_made_of_letters(text, n_words):
