@@ -364,7 +364,10 @@ def test_check_says_whether_recbole_gets_the_order_of_time(
     body = "".join(rows if lines == "in order" else rows[::-1])
     (folder / "burst.inter").write_text("user_id:token\titem_id:token\ttimestamp:float\n" + body)
     (folder / "burst.item").write_text("item_id:token\ttitle:token_seq\n" + "".join(f"{i}\tT\n" for i in "abcde"))
-    _, whole, _, _, test = prepared("SASRec", "burst", data_path=str(folder.parent), train_neg_sample_args=None)
+    settings = {"data_path": str(folder.parent), "train_neg_sample_args": None}
+    _, whole, _, _, test = prepared("SASRec", "burst", **settings)
+    assert histories_of(whole, test) == [list("badce")]  # exact_times
+    _, whole, _, _, test = prepared("SASRec", "burst", **settings, exact_times=False)
     is_exact = histories_of(whole, test) == [list("badce")]
     assert is_exact == (lines == "in order")
     assert main(["check", "burst"]) == (0 if is_exact else 1)
