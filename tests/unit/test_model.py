@@ -450,7 +450,6 @@ def test_the_loss_is_the_formula_on_literal_scores(build: Build, loss, negatives
             [[row[i] for i in neg.tolist()] for row in scores],
             [[i == target for i in neg.tolist()] for target in targets],
             [[times[i] for i in neg.tolist()]] * len(targets),
-            [1.0] * len(targets),
         )
     assert got.item() == pytest.approx(expected, rel=1e-4)
 
