@@ -117,8 +117,9 @@ def _encode(known: argparse.Namespace, settings: list[str]) -> int:
         **properties("dataset", f"{known.dataset}.yaml"),
     }
     template = known.text_template or (None if known.text_fields else defaults["text_template"])
-    given = known.text_fields.strip("[]").split(",") if known.text_fields else defaults["text_fields"]
-    fields = [template] if template else [given] if isinstance(given, str) else [name.strip() for name in given]
+    given = known.text_fields or defaults["text_fields"]
+    columns = given.strip("[]").split(",") if isinstance(given, str) else given
+    fields = [template] if template else [name.strip() for name in columns]
     parts = encoder_parts(known.text_encoder or defaults["text_encoder"])
     with torchrun_processes() as processes:
         for encoder in [part for part in parts if not part.startswith("file:")] or parts:  # finished ones are only read

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from recbole_pad.data.histories import Histories
 from recbole_pad.data.rows import LazyRows, RowColumns
+from recbole_pad.data.time_order import is_in_order
 
 Choice = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.bool_]]
 """Maps the user of each interaction and its number among the user's (from 0) to whether it is the target of a row."""
@@ -73,6 +74,5 @@ def sort_by_user_and_time(feat: Interaction, user_field: str, time_field: str) -
         column.numpy() if column.dim() == 1 else column[..., 0].numpy()
         for column in (feat[user_field], feat[time_field])
     )
-    later_user, same_user = user[1:] > user[:-1], user[1:] == user[:-1]
-    if not (later_user | (same_user & (time[1:] >= time[:-1]))).all():
+    if not is_in_order(user, time):
         feat._reindex(torch.from_numpy(np.lexsort((time, user))))

@@ -316,6 +316,11 @@ class _Source:
         absent = items_without_line(item_file, texts, [str(token) for token in tokens[1:]])
         return cls(dataset_name, item_file, encoders, columns, folder, item_field, texts, absent)
 
+    @cached_property
+    def digest(self) -> str:
+        """`text_digest` of the texts, the same for all encoders."""
+        return text_digest(self.texts)
+
     def encode_command(self) -> str:
         """The command that makes the files of all encoders again; it names what is not a default of `encode`."""
         encoder = "+".join(self.encoders)
@@ -369,7 +374,7 @@ def _encoded_table(
     return open_text_table(
         npy,
         tokens,
-        expected_digest=text_digest(source.texts),
+        expected_digest=source.digest,
         expected_encoder=text_encoder,
         expected_fields=source.text_fields,
         without_text=source.without_text,

@@ -35,6 +35,12 @@ def in_exact_order(original: Callable[[Any], None], dataset: Any) -> None:
     original(dataset)
 
 
+def is_in_order(users: np.ndarray, times: np.ndarray) -> bool:
+    """Whether rows are sorted by user and time already; both shape (n,)."""
+    later_user, same_user = users[1:] > users[:-1], users[1:] == users[:-1]
+    return bool((later_user | (same_user & (times[1:] >= times[:-1]))).all())
+
+
 def exact_order(users: np.ndarray, times: np.ndarray) -> np.ndarray | None:
     """The order by user and time, ties as they are; None where sorting by rounded times gives each user the same one.
 
@@ -45,8 +51,7 @@ def exact_order(users: np.ndarray, times: np.ndarray) -> np.ndarray | None:
     Returns:
         Row numbers, shape (n,), or None.
     """
-    same_user = users[1:] == users[:-1]
-    if ((users[1:] > users[:-1]) | (same_user & (times[1:] >= times[:-1]))).all():
+    if is_in_order(users, times):
         return None
     exact = np.lexsort((times, users))
     rounded = np.lexsort((times.astype(np.float32), users))
