@@ -1,4 +1,4 @@
-"""The backbones: RecBole's own sequential models, what each can do, and why others cannot serve.
+"""The backbones: RecBole's own sequential models, what each can do, why others cannot serve, and a user's own classes.
 
 A backbone with rows ``sequences`` gives a causal state at every position, so one row per user trains all positions.
 One with rows ``prefixes`` gives one state per row (attention on the last item, graphs, or layers that look ahead), so
@@ -7,11 +7,18 @@ every prefix is a row. Every ``sequences`` entry has a causality test.
 
 from __future__ import annotations
 
+import inspect
+import pkgutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import recbole
 import torch
+from recbole.model.abstract_recommender import SequentialRecommender
+from recbole.utils import get_model
 from torch import Tensor
 
 from recbole_pad.errors import InputError
@@ -47,7 +54,7 @@ def _masked_last(core: Any, item_seq: Tensor, item_seq_len: Tensor, user: Tensor
 
 @dataclass(frozen=True)
 class BackboneSpec:
-    """One backbone.
+    """One backbone. A user's own class says it of itself by an attribute `pad_backbone` (docs/backbones.md).
 
     Attributes:
         rows: ``sequences`` (causal states at all positions) or ``prefixes`` (one state per row).
@@ -111,18 +118,83 @@ UNSUPPORTED = {
 }
 
 
-def backbone_spec(name: str) -> BackboneSpec:
-    """The spec of a backbone.
+OWN_SPEC = BackboneSpec("prefixes", fixed_length=True)  # what is safe for any class that says nothing of itself
+_RECBOLE_SETTINGS = Path(recbole.__file__).parent / "properties" / "model"
+
+
+def is_own(name: str) -> bool:
+    """Whether a backbone is a user's own class, written ``module:Class``."""
+    return ":" in name
+
+
+def backbone_class(name: str) -> type[Any]:
+    """The class of a backbone.
 
     Raises:
-        InputError: if the model cannot serve as a backbone (with the reason), or is unknown.
+        InputError: if an own class cannot be imported, or is no sequential model of RecBole's kind.
     """
+    if not is_own(name):
+        found: type[Any] = get_model(name)
+        return found
+    try:
+        own = pkgutil.resolve_name(name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(
+            f"backbone: {name!r} cannot be imported ({type(error).__name__}: {error}); write module:Class, and put the "
+            "folder of the module on PYTHONPATH"
+        ) from error
+    if not (inspect.isclass(own) and issubclass(own, SequentialRecommender)):
+        raise InputError(
+            f"backbone: {name!r} is no class that inherits from recbole.model.abstract_recommender."
+            "SequentialRecommender; name one that does"
+        )
+    return own
+
+
+def backbone_spec(name: str) -> BackboneSpec:
+    """The spec of a backbone; of an own class its attribute `pad_backbone`, or `OWN_SPEC`.
+
+    Raises:
+        InputError: if the model cannot serve as a backbone (with the reason), is unknown, or cannot be imported.
+    """
+    if is_own(name):
+        spec = getattr(backbone_class(name), "pad_backbone", OWN_SPEC)
+        if not isinstance(spec, BackboneSpec) or spec.rows not in ("sequences", "prefixes"):
+            raise InputError(
+                f"backbone: pad_backbone of {name} is {spec!r}; make it a recbole_pad.backbones.BackboneSpec, rows "
+                "sequences or prefixes"
+            )
+        return spec
     if name in UNSUPPORTED:
         raise InputError(
             f"backbone: {name} cannot serve as a backbone of PAD: {UNSUPPORTED[name]}; choose one of "
-            f"{', '.join(BACKBONES)}"
+            f"{', '.join(BACKBONES)}, or write module:Class for one of your own"
         )
     return pick(BACKBONES, name, "backbone")
+
+
+def settings_file(name: str) -> Path | None:
+    """The property file with a backbone's own keys and their defaults, or None.
+
+    For an own class ``<Class>.yaml`` beside its module, or that of the nearest class that it inherits from and that
+    has one, RecBole's among them.
+    """
+    for ancestor in backbone_class(name).__mro__:
+        of_recbole = ancestor.__module__.startswith("recbole.")
+        folder = _RECBOLE_SETTINGS if of_recbole else _module_file(ancestor).parent
+        if (file := folder / f"{ancestor.__name__}.yaml").is_file():
+            return file
+    return None
+
+
+def own_files(name: str) -> list[Path]:
+    """The files of an own class, module and settings: results change with them. Empty for RecBole's models."""
+    files = [_module_file(backbone_class(name)), settings_file(name)] if is_own(name) else []
+    return [file for file in files if file is not None]
+
+
+def _module_file(source: type[Any]) -> Path:
+    return Path(getattr(sys.modules[source.__module__], "__file__", None) or source.__module__)
 
 
 def train_rows_of(train_rows: str, backbone: str) -> str:

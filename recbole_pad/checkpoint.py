@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 import recbole_pad
+from recbole_pad.backbones import own_files
 from recbole_pad.config import PADConfig, phase_view
 from recbole_pad.dataset_prep.digest import file_sha256
 from recbole_pad.errors import InputError
@@ -97,6 +98,8 @@ def fingerprint(config: Any, dataset: Any, phase: str) -> str:
     if members - WITHOUT_TEXT:
         table = dataset.text_table
         content["text"] = [table.fingerprint, hashlib.sha256(table.rows.tobytes()).hexdigest()]
+    if files := own_files(settings.backbone):
+        content["backbone"] = [file_digest(file) for file in files]
     if "TS" in config["eval_args"]["split"]:  # which validation rows stop the training
         content["global_time_cuts"] = bool(config["global_time_cuts"])
     if phase == "finetune":

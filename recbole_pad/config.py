@@ -11,11 +11,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import recbole
 import yaml
 from recbole.utils import ModelType
 
-from recbole_pad.backbones import backbone_spec
+from recbole_pad.backbones import backbone_spec, settings_file
 from recbole_pad.budget import AUTO
 from recbole_pad.errors import InputError
 from recbole_pad.keys import DATA_KEYS, PHASE_KEYS
@@ -28,7 +27,6 @@ from recbole_pad.phases import EXPERTS, PHASES
 from recbole_pad.registry import nearest, pick
 
 PROGRAMS = ("run_recbole", "recbole-pad", "__main__.py")
-_RECBOLE_PROPERTIES = Path(recbole.__file__).parent / "properties"
 _LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam")
 _RUN_KEYS = (  # keys that RecBole or its commands read but give no default
     "model dataset config_files nproc world_size ip port group_offset offset local_rank wandb_project single_spec "
@@ -342,7 +340,8 @@ def add_plugin_settings(config: Any, model: str, model_class: Any, dataset: str)
     if "backbone" in ours:
         backbone = external.get("backbone", ours["backbone"])
         backbone_spec(backbone)
-        config._update_internal_config_dict(str(_RECBOLE_PROPERTIES / "model" / f"{backbone}.yaml"))
+        if (file := settings_file(backbone)) is not None:
+            config._update_internal_config_dict(str(file))
     if protocol and _ranks_all_items(internal):
         pick(dict.fromkeys(property_names("protocol")), protocol, "protocol")
         internal.update(properties("protocol", f"{protocol}.yaml"))

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import recbole
 import torch
 import yaml
 
 import recbole_pad  # noqa: F401 - registers PAD before any RecBole import of a test
+from recbole_pad.backbones import BACKBONES, is_own, settings_file
 from recbole_pad.quick_start import _config
 
 TINY_SETTINGS: dict[str, Any] = {
@@ -110,9 +110,9 @@ def settings(data_path: Path) -> Callable[..., dict[str, Any]]:
     def make(model: str = "PAD", **changes: Any) -> dict[str, Any]:
         base = TINY_SETTINGS if model == "PAD" else {key: TINY_SETTINGS[key] for key in _STOCK_KEYS}
         backbone = str(changes.get("backbone", "SASRec"))
-        file = Path(recbole.__file__).parent / "properties" / "model" / f"{backbone}.yaml"
-        if model == "PAD" and file.is_file():
-            own = yaml.safe_load(file.read_text())
+        if model == "PAD" and (backbone in BACKBONES or is_own(backbone)):
+            file = settings_file(backbone)
+            own = yaml.safe_load(file.read_text()) if file else {}
             base = {key: value for key, value in base.items() if key in own or key not in _BACKBONE_KEYS}
         return {**base, "data_path": str(data_path), **changes}
 

@@ -23,6 +23,7 @@ import yaml
 from numpy.typing import NDArray
 
 import recbole_pad
+from recbole_pad.backbones import own_files
 from recbole_pad.checkpoint import NUMBERS, file_digest
 from recbole_pad.config import shipped_settings
 from recbole_pad.data.text_table import OWN_FILE
@@ -72,12 +73,13 @@ class Cell:
         return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:10]
 
     def _data(self) -> list[str | None]:
-        """Digests of the dataset's files, and of vectors that the user brought; None for a file that is not there."""
+        """Digests of the dataset's files, and of the user's own vectors and backbone; None for a file not there."""
         folder = Path(str(self.settings.get("data_path", "dataset"))) / self.dataset
         files = [folder / f"{self.dataset}.inter", folder / f"{self.dataset}.item"]
         named = self.settings.get("text_encoder", "")
         parts = [part for name in (named if isinstance(named, list) else [named]) for part in encoder_parts(str(name))]
         files += [Path(part.removeprefix(OWN_FILE)).expanduser() for part in parts if part.startswith(OWN_FILE)]
+        files += own_files(str(self.settings.get("backbone", "")))
         return [_digest_of(file) for file in files]
 
     def folder(self, root: Path) -> Path:

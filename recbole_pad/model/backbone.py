@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
-from recbole.utils import get_model
 from torch import Tensor, nn
 
-from recbole_pad.backbones import BackboneSpec, backbone_spec
+from recbole_pad.backbones import BackboneSpec, backbone_class, backbone_spec, is_own
 from recbole_pad.errors import InputError
+from recbole_pad.model.backbone_laws import check_item_table, check_laws
 from recbole_pad.model.packed_encoder import PackedEncoder, use_fused_gelu
 from recbole_pad.nn.fast_layers import use_fast_layers
 from recbole_pad.nn.packing import Packing
@@ -103,7 +103,7 @@ class Backbone(nn.Module):
     """User encoder: item vectors and sequences in, user states out.
 
     Args:
-        name: a word of `recbole_pad.backbones.BACKBONES`.
+        name: a word of `recbole_pad.backbones.BACKBONES`, or ``module:Class``.
         config: RecBole's config (the backbone reads its own keys).
         dataset: RecBole's dataset (the backbone reads the numbers of users and items).
         positions: ``recency`` or ``absolute``, or ``auto``: recency where the backbone has a position table.
@@ -113,7 +113,8 @@ class Backbone(nn.Module):
         width: d.
 
     Raises:
-        InputError: if `positions` is ``recency`` and the backbone has no position table.
+        InputError: if `positions` is ``recency`` and the backbone has no position table, or if an own class breaks
+            a law (`recbole_pad.model.backbone_laws`).
     """
 
     def __init__(self, name: str, config: Any, dataset: Any, positions: str = "auto") -> None:
@@ -125,7 +126,8 @@ class Backbone(nn.Module):
             "loss_type": "CE",
             "train_neg_sample_args": None,
         }
-        self.core = get_model(name)(core_config, dataset)
+        self.core = backbone_class(name)(core_config, dataset)
+        check_item_table(name, self.core, dataset.item_num)
         table = self.core.item_embedding.weight.detach()
         self.width = table.size(1)
         self.initial_items = table if len(table) == dataset.item_num else table[: dataset.item_num].clone()
@@ -141,6 +143,8 @@ class Backbone(nn.Module):
         recency = self._wants_recency(name, positions)
         self._recency = self._replace(self.spec.position_table, RecencyPositions) if recency else None
         self._packer = self._pack() if self.spec.causal_encoder else None
+        if is_own(name):
+            check_laws(name, self, int(config["MAX_ITEM_LIST_LENGTH"]))
 
     def _wants_recency(self, name: str, positions: str) -> bool:
         if positions == "recency" and self.spec.position_table is None:

@@ -1,0 +1,324 @@
+"""A user's own class as a backbone: how it is found, what it is asked, and what is refused."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from recbole_pad.backbones import BACKBONES, OWN_SPEC, backbone_spec, own_files, settings_file, train_rows_of
+from recbole_pad.checkpoint import fingerprint
+from recbole_pad.errors import InputError
+from recbole_pad.experiments.cells import Cell
+from recbole_pad.experiments.variants import parse_variants
+from recbole_pad.model.backbone import Backbone
+from recbole_pad.model.backbone_laws import check_laws
+from recbole_pad.model.pad import PAD
+from recbole_pad.trainer import PADTrainer
+
+MODULE = "own_models_of_a_test"
+SOURCE = '''
+import torch
+from recbole.model.abstract_recommender import SequentialRecommender
+from recbole.model.sequential_recommender import GRU4Rec, SASRec
+from recbole_pad.backbones import BackboneSpec
+
+
+class Same(GRU4Rec):
+    pad_backbone = BackboneSpec("sequences")
+
+
+class Silent(GRU4Rec):
+    """Says nothing of itself."""
+
+
+class Packed(SASRec):
+    pad_backbone = BackboneSpec("sequences", position_table="position_embedding", causal_encoder="trm_encoder")
+
+
+class Mean(SequentialRecommender):
+    """The mean of the history's vectors, with a setting of its own; subclasses break one law each."""
+
+    pad_backbone = BackboneSpec("prefixes")
+    calls = 0
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        self.item_embedding = torch.nn.Embedding(self.n_items, config["mean_size"], padding_idx=0)
+
+    def forward(self, item_seq, item_seq_len):
+        return self.item_embedding(item_seq).sum(1) / item_seq_len[:, None]
+
+
+class Random(Mean):
+    def forward(self, item_seq, item_seq_len):
+        return super().forward(item_seq, item_seq_len) + torch.randn(1)
+
+
+class SecondTable(Mean):
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        self.other = torch.nn.Embedding(self.n_items, config["mean_size"], padding_idx=0)
+
+    def forward(self, item_seq, item_seq_len):
+        return super().forward(item_seq, item_seq_len) + self.other(item_seq).sum(1)
+
+
+class NamedTable(SecondTable):
+    pad_backbone = BackboneSpec("prefixes", spare_tables=("other",))
+
+
+class Neighbours(Mean):
+    def forward(self, item_seq, item_seq_len):
+        states = super().forward(item_seq, item_seq_len)
+        return states - states.mean(0)
+
+
+class Padded(Mean):
+    def forward(self, item_seq, item_seq_len):
+        return self.item_embedding(item_seq).mean(1)
+
+
+class PaddedSaysSo(Padded):
+    pad_backbone = BackboneSpec("prefixes", fixed_length=True)
+
+
+class Peeks(Mean):
+    pad_backbone = BackboneSpec("sequences")
+
+    def forward(self, item_seq, item_seq_len):
+        return super().forward(item_seq, item_seq_len)[:, None].expand(-1, item_seq.size(1), -1)
+
+
+class Narrow(Mean):
+    def forward(self, item_seq, item_seq_len):
+        return super().forward(item_seq, item_seq_len)[:, :-1]
+
+
+class Another(Mean):
+    def forward(self, item_seq):
+        return self.item_embedding(item_seq).sum(1)
+
+
+class AnotherSaysSo(Another):
+    pad_backbone = BackboneSpec("prefixes", lambda core, seq, length, user: core(seq))
+
+
+class NoTable(SequentialRecommender):
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        self.items = torch.nn.Embedding(self.n_items, 4)
+
+
+class SmallTable(NoTable):
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        self.item_embedding = torch.nn.Embedding(3, 4)
+
+
+class WrongSpec(Mean):
+    pad_backbone = "sequences"
+
+
+class WrongRows(Mean):
+    pad_backbone = BackboneSpec("both")
+
+
+class Plain:
+    """No model."""
+'''
+
+
+@pytest.fixture(autouse=True)
+def own_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The module above, importable; returns its file."""
+    folder = tmp_path / "own"
+    folder.mkdir()
+    file = folder / f"{MODULE}.py"
+    file.write_text(SOURCE, encoding="utf-8")
+    (folder / "Mean.yaml").write_text("mean_size: 12\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(str(folder))
+    importlib.invalidate_caches()
+    yield file
+    sys.modules.pop(MODULE, None)
+
+
+def build(prepared: Callable[..., Any], name: str, **changes: Any) -> Backbone:
+    settings, _, train, *_ = prepared(dataset="chain", backbone=f"{MODULE}:{name}", **changes)
+    return Backbone(settings["backbone"], settings, train._dataset)
+
+
+def pretrained(prepared: Callable[..., Any], backbone: str, **more: Any) -> tuple[dict[str, float], str]:
+    """Test result after phase 1, and the fingerprint of the phase."""
+    changes = {"phases": ["pretrain"], "learning_rate": 0.001, **more}
+    settings, _, train, valid, test = prepared(dataset="chain", backbone=backbone, **changes)
+    model = PAD(settings, train._dataset)
+    trainer = PADTrainer(settings, model)
+    trainer.fit(train, valid, verbose=False, saved=False)
+    return dict(trainer.evaluate(test, load_best_model=False)), fingerprint(settings, train._dataset, "pretrain")
+
+
+def test_an_own_class_trains_like_recboles_model_of_which_it_is_a_copy(prepared):
+    for stock, own in [("GRU4Rec", "Same"), ("SASRec", "Packed")]:
+        expected, name_of_stock = pretrained(prepared, stock)
+        found, name_of_own = pretrained(prepared, f"{MODULE}:{own}")
+        assert 0 < expected["mrr@10"] < 1
+        assert found == expected
+        assert name_of_own != name_of_stock
+
+
+def test_an_own_class_that_says_nothing_learns_from_prefixes(prepared):
+    found, _ = pretrained(prepared, f"{MODULE}:Silent", dropout_prob=0.0)
+    expected, _ = pretrained(prepared, "GRU4Rec", train_rows="prefixes", dropout_prob=0.0)
+    assert found == pytest.approx(expected, rel=1e-3)  # fixed_length only adds columns of padding
+
+
+def test_all_phases_run_on_an_own_class_with_its_own_settings(prepared):
+    settings, _, train, valid, _test = prepared(dataset="chain", backbone=f"{MODULE}:Mean", epochs=1)
+    model = PAD(settings, train._dataset)
+    PADTrainer(settings, model).fit(train, valid, verbose=False, saved=False)
+    assert model.phase == "finetune"
+    assert model._expert("rec").backbone.width == 12
+
+
+def test_rivals_run_on_an_own_class(prepared):
+    from recbole.utils import get_model
+
+    settings, _, train, *_ = prepared("IDTextSum", dataset="chain", backbone=f"{MODULE}:Packed")
+    loss = get_model("IDTextSum")(settings, train._dataset).calculate_loss(next(iter(train)))
+    assert torch.isfinite(loss)
+
+
+def test_settings_come_from_the_nearest_class_that_has_a_file(config, own_models):
+    recbole_file = settings_file("GRU4Rec")
+    assert recbole_file is not None
+    assert recbole_file.name == "GRU4Rec.yaml"
+    assert settings_file(f"{MODULE}:Same") == recbole_file
+    assert settings_file(f"{MODULE}:Padded") == own_models.with_name("Mean.yaml")
+    assert settings_file(f"{MODULE}:NoTable") is None
+    assert config(backbone=f"{MODULE}:Mean")["mean_size"] == 12
+    assert config(backbone=f"{MODULE}:Mean", mean_size=20)["mean_size"] == 20
+    with pytest.raises(InputError, match="unknown config key 'mean_size'"):
+        config(backbone="SASRec", mean_size=20)
+
+
+def test_what_a_class_says_of_itself_is_its_spec():
+    assert backbone_spec(f"{MODULE}:Same").rows == "sequences"
+    assert backbone_spec(f"{MODULE}:Silent") is OWN_SPEC
+    assert train_rows_of("auto", f"{MODULE}:Silent") == "prefixes"
+    with pytest.raises(InputError, match=f"train_rows: sequences .* {MODULE}:Silent does not give"):
+        train_rows_of("sequences", f"{MODULE}:Silent")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("no_such_module_of_a_test:Net", r"cannot be imported \(ModuleNotFoundError.*PYTHONPATH"),
+        (f"{MODULE}:Nothing", r"cannot be imported \(AttributeError"),
+        (f"{MODULE}:", "no class that inherits from recbole.model.abstract_recommender.SequentialRecommender"),
+        (":Net", r"cannot be imported \(ValueError"),
+        (f"{MODULE}:Plain", "no class that inherits from"),
+        (f"{MODULE}:torch", "no class that inherits from"),
+        (f"{MODULE}:WrongSpec", r"pad_backbone of .* is 'sequences'; make it a recbole_pad.backbones.BackboneSpec"),
+        (f"{MODULE}:WrongRows", "rows sequences or prefixes"),
+    ],
+)
+def test_a_name_that_is_no_model_is_refused_before_the_data_are_read(config, name: str, message: str):
+    with pytest.raises(InputError, match=message):
+        config(backbone=name)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("NoTable", "its attribute item_embedding has none; it must be the nn.Embedding of all items, 31 rows here"),
+        ("SmallTable", r"its attribute item_embedding is Embedding\(3, 4\); it must be"),
+        ("Random", "two calls in evaluation mode differ"),
+        ("SecondTable", "its states change when items are numbered otherwise.*spare_tables"),
+        ("Neighbours", "depends on the other rows of the batch"),
+        ("Padded", "depend on the number of padded columns; set fixed_length=True"),
+        ("Peeks", 'its states see later items.*rows="prefixes"'),
+        ("Narrow", r"must have the shape \(4, 12\) here, and are \(4, 11\)"),
+        ("Another", r"called with item_seq \(4, 6\) and item_seq_len \(4,\) it raises TypeError.*pad_backbone \(call"),
+    ],
+)
+def test_a_class_that_breaks_a_law_is_refused_with_the_remedy(prepared, name: str, message: str):
+    with pytest.raises(InputError, match=message):
+        build(prepared, name)
+
+
+@pytest.mark.parametrize("name", ["NamedTable", "PaddedSaysSo", "AnotherSaysSo", "Same", "Silent"])
+def test_the_remedies_help(prepared, name: str):
+    assert build(prepared, name).last_state is not None
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_recboles_models_keep_the_laws(prepared, name: str):
+    settings, _, train, *_ = prepared(dataset="chain", backbone=name)
+    backbone = Backbone(name, settings, train._dataset)
+    check_laws(name, backbone, settings["MAX_ITEM_LIST_LENGTH"])
+    assert backbone.training
+
+
+def test_a_recbole_model_that_looks_ahead_would_be_found(prepared):
+    """BERT4Rec reads both ways; a spec that claims causal states for such a model is refused."""
+    settings, _, train, *_ = prepared(dataset="chain", backbone="SASRec")
+    backbone = Backbone("SASRec", settings, train._dataset, positions="absolute")
+
+    def peeking(table, seq, length, user):
+        return table[seq].sum(1, keepdim=True).expand(-1, seq.size(1), -1)
+
+    backbone.forward = peeking
+    with pytest.raises(InputError, match="see later items"):
+        check_laws("SASRec", backbone, settings["MAX_ITEM_LIST_LENGTH"])
+
+
+def test_trying_the_laws_leaves_the_random_state_and_the_weights(prepared):
+    backbone = build(prepared, "Same")
+    before, weights = torch.get_rng_state(), {name: value.clone() for name, value in backbone.state_dict().items()}
+    check_laws("Same", backbone, 8)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(value, weights[name]) for name, value in backbone.state_dict().items())
+
+
+def test_results_are_kept_apart_when_the_source_or_the_settings_file_changes(prepared, own_models):
+    name = f"{MODULE}:Mean"
+    assert own_files(name) == [own_models, own_models.with_name("Mean.yaml")]
+    assert own_files("SASRec") == []
+
+    def names() -> tuple[str, str]:
+        settings, _, train, *_ = prepared(dataset="chain", backbone=name)
+        cell = Cell("chain", "PAD", "PAD", {"backbone": name}, 1)
+        return fingerprint(settings, train._dataset, "pretrain"), cell.digest
+
+    first = names()
+    assert names() == first
+    own_models.write_text(SOURCE + "\n# another line\n", encoding="utf-8")
+    second = names()
+    assert second[0] != first[0]
+    assert second[1] != first[1]
+    own_models.with_name("Mean.yaml").write_text("mean_size: 16\n", encoding="utf-8")
+    third = names()
+    assert third[0] != second[0]
+    assert third[1] != second[1]
+
+
+def test_the_class_of_the_documentation_is_a_causal_backbone(prepared, own_models):
+    text = (Path(__file__).parents[2] / "docs" / "backbones.md").read_text(encoding="utf-8")
+    code, settings_of_it = (text.split(f"```{kind}\n")[1].split("```")[0] for kind in ("python", "yaml"))
+    own_models.write_text(code, encoding="utf-8")
+    own_models.with_name("CausalCNN.yaml").write_text(settings_of_it, encoding="utf-8")
+    settings, _, train, *_ = prepared(dataset="chain", backbone=f"{MODULE}:CausalCNN")
+    assert Backbone(settings["backbone"], settings, train._dataset).width == settings["cnn_size"] == 64
+    assert train._dataset.train_rows == "sequences"
+    assert all(name in text for name in BACKBONES)
+
+
+def test_compare_takes_an_own_class():
+    (variant,) = parse_variants([f"PAD:backbone={MODULE}:Mean:mean_size=20"])
+    assert variant.settings == {"backbone": f"{MODULE}:Mean", "mean_size": 20}
