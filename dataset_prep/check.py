@@ -1,7 +1,7 @@
 """Checks of any folder of RecBole atomic files, its statistics, and probes for what its order gives away.
 
-Errors are what changes results behind one's back: rows that RecBole would drop, an order that float32 destroys, items
-that only one of the two files has. The probes look at the leave-one-out split: see docs/datasets.md.
+Errors are what changes results behind one's back: rows that RecBole would drop, times that are no numbers,
+items that only one of the two files has. The probes look at the leave-one-out split: see docs/datasets.md.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from .atomic import file_digest, frequency_groups
 from .clean import READ_AS_MISSING
 from .errors import InputError
+from .header import read_header
 from .item_texts import text_columns
 
 __all__ = ["Report", "ascending_shares", "check"]
@@ -97,15 +98,9 @@ def check(folder: Path, dataset: str, title_field: str = "auto") -> Report:
 def _read(file: Path, needed: tuple[str, ...], report: Report) -> pd.DataFrame | None:
     """All columns as texts, cut as RecBole does it; None, with errors, if that cannot be done."""
     try:
-        with file.open(encoding="utf-8", newline="") as opened:
-            header = opened.readline().rstrip("\r\n").split("\t")
-        names, kinds = [h.partition(":")[0] for h in header], [h.partition(":")[2] for h in header]
-        unknown = [h for h, kind in zip(header, kinds, strict=True) if kind not in _KINDS]
-        if unknown or (missing := [name for name in needed if name not in names]):
-            what = (
-                f"{unknown[0]!r} is not name:type with a type of {', '.join(_KINDS)}" if unknown else f"no {missing[0]}"
-            )
-            report.errors.append(f"{file}, line 1: {what}")
+        names = list(read_header(file))
+        if missing := [name for name in needed if name not in names]:
+            report.errors.append(f"{file}, line 1: no column {missing[0]!r}; it has {', '.join(names)}")
             return None
         if problem := _first_ragged_line(file, len(names)):
             report.errors.append(problem)
@@ -114,6 +109,9 @@ def _read(file: Path, needed: tuple[str, ...], report: Report) -> pd.DataFrame |
             file, sep="\t", header=None, skiprows=1, dtype=str, keep_default_na=False, na_values=[],
             quoting=csv.QUOTE_NONE, encoding="utf-8", engine="c",
         )  # fmt: skip
+    except InputError as error:
+        report.errors.append(str(error))
+        return None
     except pd.errors.EmptyDataError:
         report.errors.append(f"{file}: no lines but the header")
         return None
@@ -143,9 +141,6 @@ def _first_ragged_line(file: Path, n_columns: int) -> str | None:
             if b"\r" in content:
                 return f"{file}, line {number}: a carriage return inside, where RecBole's reader begins a new line"
     return None
-
-
-_KINDS = ("token", "token_seq", "float", "float_seq")
 
 
 def _more(rows: NDArray[np.int64]) -> str:
@@ -223,10 +218,10 @@ def _ordered(inter: pd.DataFrame, times: NDArray[np.float64], file: Path, report
     as_recbole = np.lexsort((row, times.astype(np.float32), user))
     broken = np.unique(user[exact][exact != as_recbole])
     if len(broken):
-        report.errors.append(
+        report.warnings.append(
             f"{file}: RecBole keeps times in float32, in which different times are equal, and then the order of lines "
-            f"counts: {len(broken):,} users get another order, unless exact_times is set (as in protocol pad); sort "
-            "the file by user and time"
+            f"counts: {len(broken):,} users get another order where exact_times is not set (protocol recbole); sort "
+            "the file by user and time to be safe everywhere"
         )
     by_user = np.argsort(user, kind="stable")
     same = user[by_user][1:] == user[by_user][:-1]

@@ -164,10 +164,11 @@ def _check(known: argparse.Namespace, settings: list[str]) -> int:
     from recbole_pad.dataset_prep.command import run_check
 
     _refuse(settings, "check")
+    known.data_path = _dataset_folder(known.dataset, known.data_path).parent
     return run_check(known)
 
 
-def _dataset_folder(dataset: str, data_path: str | None) -> Path:
+def _dataset_folder(dataset: str, data_path: str | Path | None) -> Path:
     """Where RecBole looks for a dataset: ml-100k inside its own package, others below data_path."""
     if dataset == "ml-100k" and data_path is None:
         import recbole

@@ -22,7 +22,7 @@ import yaml
 from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
 from recbole.quick_start import objective_function as _recbole_objective
-from recbole.utils import FeatureType, ModelType, get_model, get_trainer, init_logger, init_seed
+from recbole.utils import ModelType, get_model, get_trainer, init_logger, init_seed
 
 import recbole_pad
 from recbole_pad import checkpoint, diagnose, launch
@@ -30,6 +30,7 @@ from recbole_pad.budget import Budget, BudgetSpent
 from recbole_pad.checkpoint import RunFolder
 from recbole_pad.config import read_yaml
 from recbole_pad.data.histories import cuts_globally
+from recbole_pad.dataset_prep.header import read_header
 from recbole_pad.distributed import PROCESS_KEYS, Processes
 from recbole_pad.errors import InputError
 from recbole_pad.evaluation.collector import Ranks
@@ -394,23 +395,9 @@ def _check_header(file: Path, config: Any) -> None:
     """Refuse an `.inter` file without the columns of users, items and, where they are to be put in order, times.
 
     Raises:
-        InputError: naming the column.
+        InputError: naming the column; or of `read_header`.
     """
-    with file.open(encoding="utf-8", errors="replace") as lines:
-        header = lines.readline().rstrip("\r\n")
-    if header.startswith("\ufeff"):
-        raise InputError(
-            f"{file}: begins with a byte order mark, which RecBole takes for a part of the first column's "
-            "name; save it as UTF-8 without one"
-        )
-    columns = [column.partition(":") for column in header.split(config["field_separator"])]
-    kinds = {name: kind for name, _, kind in columns}
-    known = [kind.value for kind in FeatureType]
-    for name, _, kind in columns:
-        if kind not in known:
-            raise InputError(
-                f"{file}, line 1: column {name!r} has no type of {', '.join(known)}; write {name}:token or {name}:float"
-            )
+    kinds = read_header(file, config["field_separator"])
     needed = {"USER_ID_FIELD": "token", "ITEM_ID_FIELD": "token"}
     if config["MODEL_TYPE"] == ModelType.SEQUENTIAL and not config["benchmark_filename"]:
         needed["TIME_FIELD"] = "float"

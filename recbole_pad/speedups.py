@@ -53,6 +53,7 @@ def _ours(key: str, module: str, function: str, config: str = "config") -> Calla
 _REPLACEMENTS: tuple[tuple[type, str, Callable[[Method], Method]], ...] = (
     (Dataset, "_load_feat", _ours("fast_data", "data.reading", "load_feat")),
     (Dataset, "_filter_by_inter_num", _ours("fast_data", "data.filtering", "filter_by_inter_num")),
+    (Dataset, "_fill_nan", _ours("exact_times", "data.time_order", "with_missing_times_counted")),
     (Dataset, "_change_feat_format", _ours("exact_times", "data.time_order", "in_exact_order")),
     (Dataset, "_change_feat_format", _ours("cold_split", "data.cold_split", "without_withheld")),
     (Dataset, "_change_feat_format", _ours("global_time_cuts", "data.time_cuts", "with_cuts")),

@@ -35,6 +35,23 @@ def in_exact_order(original: Callable[[Any], None], dataset: Any) -> None:
     original(dataset)
 
 
+def with_missing_times_counted(original: Callable[[Any], None], dataset: Any) -> None:
+    """`Dataset._fill_nan`, which gives interactions without a time the mean of all times; before it, a warning."""
+    time = dataset.time_field
+    is_timed = time in dataset.inter_feat and dataset.field2type[time] == FeatureType.FLOAT
+    n_missing = int(dataset.inter_feat[time].isna().sum()) if is_timed else 0
+    if n_missing:
+        getLogger().warning(
+            "%s: %d of %d interactions have no %s; RecBole gives them the mean of all times, so they stand anywhere in "
+            "their user's history: fill the column, or remove these lines",
+            dataset.dataset_name,
+            n_missing,
+            len(dataset.inter_feat),
+            time,
+        )
+    original(dataset)
+
+
 def is_in_order(users: np.ndarray, times: np.ndarray) -> bool:
     """Whether rows are sorted by user and time already; both shape (n,)."""
     later_user, same_user = users[1:] > users[:-1], users[1:] == users[:-1]

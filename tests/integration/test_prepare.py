@@ -370,8 +370,13 @@ def test_check_says_whether_recbole_gets_the_order_of_time(
     _, whole, _, _, test = prepared("SASRec", "burst", **settings, exact_times=False)
     is_exact = histories_of(whole, test) == [list("badce")]
     assert is_exact == (lines == "in order")
-    assert main(["check", "burst"]) == (0 if is_exact else 1)
-    assert ("1 users get another order" in capsys.readouterr().err) == (not is_exact)
+    assert main(["check", "burst"]) == 0
+    assert ("1 users get another order" in capsys.readouterr().out) == (not is_exact)
+
+
+def test_check_finds_the_dataset_inside_recbole(capsys: pytest.CaptureFixture[str]):
+    assert main(["check", "ml-100k"]) == 0
+    assert "943 / 1,682 / 100,000" in capsys.readouterr().out
 
 
 KILLED = """

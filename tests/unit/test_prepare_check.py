@@ -63,14 +63,15 @@ def test_the_figures_of_a_sound_folder(found: Callable[..., Report]):
         (GOOD_INTER, [*ITEM, "a\tA", "b\tB\tC", "c\tC"], "d.item, line 3: 3 columns, but the header has 2"),
         (GOOD_INTER, [*ITEM, "a\tA", "b", "c\tC"], "d.item, line 3: 1 columns, but the header has 2"),
         (GOOD_INTER, [*ITEM, "a\tA", "b\tB\rB", "c\tC"], "d.item, line 3: a carriage return inside"),
-        (GOOD_INTER, ["item_id\ttitle:token_seq", "a\tA"], "'item_id' is not name:type"),
+        (GOOD_INTER, ["item_id\ttitle:token_seq", "a\tA"], "column 'item_id' has no type of token"),
         (GOOD_INTER, ITEM, "no lines but the header"),
         ([*GOOD_INTER, "NA\ta\t9"], GOOD_ITEM, "line 8: user_id 'NA' is read as missing, and RecBole drops the row"),
         ([*GOOD_INTER, "u2\t\t9"], GOOD_ITEM, "line 8: item_id '' is read as missing"),
         ([*GOOD_INTER, "u2\tb\tsoon"], GOOD_ITEM, "line 8: timestamp 'soon' is no number"),
         ([*GOOD_INTER, "u2\tb\tinf"], GOOD_ITEM, "line 8: timestamp 'inf' is no number"),
-        (["user_id:token\titem_id:token", "u\ta"], GOOD_ITEM, "line 1: no timestamp"),
-        ([*INTER, "u\tc\t1600000009", "u\tb\t1600000000", "u\ta\t1700000000"], GOOD_ITEM, "1 users get another order"),
+        (["user_id:token\titem_id:token", "u\ta"], GOOD_ITEM, "line 1: no column 'timestamp'; it has user_id, item_id"),
+        (["\ufeffuser_id:token\titem_id:token\ttimestamp:float", *GOOD_INTER[1:]], GOOD_ITEM, "byte order mark"),
+        (GOOD_INTER, ["item_id:token\ttitle:token_seq\ttitle:token_seq", "a\tA\tA"], "'title' stands there twice"),
     ],
 )  # fmt: skip
 def test_what_is_broken_is_an_error_with_its_place(
@@ -83,6 +84,12 @@ def test_seconds_that_float32_makes_equal_are_sound_where_the_lines_are_in_order
     report = found([*INTER, "u\tb\t1600000000", "u\tc\t1600000009", "u\ta\t1700000000"])
     assert report.errors == []
     assert report.statistics["neighbours at different times that float32 makes equal"] == "1"
+
+
+def test_seconds_that_float32_makes_equal_are_a_warning_where_lines_are_out_of_order(found: Callable[..., Report]):
+    report = found([*INTER, "u\tc\t1600000009", "u\tb\t1600000000", "u\ta\t1700000000"], GOOD_ITEM)
+    assert report.errors == []
+    assert "1 users get another order where exact_times is not set" in report.warnings[0]
 
 
 def test_lines_out_of_order_that_recbole_sorts_right_are_a_warning(found: Callable[..., Report]):

@@ -87,6 +87,17 @@ def test_a_file_in_order_is_left_as_it_is(prepared, tmp_path, caplog):
     assert "sorted before rounding" not in caplog.text
 
 
+@pytest.mark.parametrize("n_missing", [0, 3])
+def test_interactions_without_a_time_are_counted_aloud(prepared, tmp_path, caplog, n_missing: int):
+    lines: list[Any] = list(sessions())
+    for number in range(n_missing):
+        lines[5 * number] = (*lines[5 * number][:2], "")
+    prepared(**written(tmp_path, lines), phases=["pretrain"])
+    said = [record.message for record in caplog.records if "have no timestamp" in record.message]
+    assert len(said) == (n_missing > 0)
+    assert all(f"burst: 3 of {len(lines)} interactions" in message for message in said)
+
+
 @given(st.lists(st.tuples(st.integers(1, 3), st.integers(START, START + 300) | st.floats(0, 2)), max_size=30))
 def test_the_order_is_that_of_a_plain_sort(rows: list[tuple[int, float]]):
     users, times = np.array([user for user, _ in rows], dtype=int), np.array([time for _, time in rows], dtype=float)

@@ -1,0 +1,37 @@
+"""The first line of a RecBole atomic file: names of columns and their types."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .errors import InputError
+
+__all__ = ["KINDS", "read_header"]
+
+KINDS = ("token", "float", "token_seq", "float_seq")  # RecBole's types of columns
+
+
+def read_header(file: Path, separator: str = "\t") -> dict[str, str]:
+    """The columns of an atomic file in their order: name -> type.
+
+    Raises:
+        InputError: if the file begins with a byte order mark, or a column has none of the types or stands there twice.
+    """
+    with file.open(encoding="utf-8", errors="replace") as lines:
+        header = lines.readline().rstrip("\r\n")
+    if header.startswith("\ufeff"):
+        raise InputError(
+            f"{file}: begins with a byte order mark, which RecBole takes for a part of the first column's "
+            "name; save it as UTF-8 without one"
+        )
+    columns: dict[str, str] = {}
+    for column in header.split(separator):
+        name, _, kind = column.partition(":")
+        if kind not in KINDS:
+            raise InputError(
+                f"{file}, line 1: column {name!r} has no type of {', '.join(KINDS)}; write {name}:token or {name}:float"
+            )
+        if name in columns:
+            raise InputError(f"{file}, line 1: column {name!r} stands there twice; rename one")
+        columns[name] = kind
+    return columns
