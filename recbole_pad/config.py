@@ -26,6 +26,7 @@ from recbole_pad.nn.mmd import ALIGN_LOSSES
 from recbole_pad.phases import EXPERTS, PHASES
 from recbole_pad.registry import nearest, pick
 
+SELECTED_FEATURES = "selected_features"  # of RecBole's models that read columns of items
 PROGRAMS = ("run_recbole", "recbole-pad", "__main__.py")
 _LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam")
 _RUN_KEYS = (  # keys that RecBole or its commands read but give no default
@@ -350,8 +351,13 @@ def add_plugin_settings(config: Any, model: str, model_class: Any, dataset: str)
         internal.update(ours)
     _let_plain_keys_win(internal, external)
     if protocol:
+        has_features = SELECTED_FEATURES in internal
         internal.update(properties("dataset", f"{dataset}.yaml"))
         _load_named_columns(internal, external)
+        if has_features:
+            _load_selected_features(internal, external)
+        else:
+            internal.pop(SELECTED_FEATURES, None)
         _no_negatives_for_full_softmax(internal, external)
     _check_keys(config, model, ours)
 
@@ -373,6 +379,14 @@ def _load_named_columns(internal: dict[str, Any], external: Mapping[str, Any]) -
     if internal["MODEL_TYPE"] == ModelType.SEQUENTIAL and columns == ["user_id", "item_id"]:
         named = [external.get(key, internal[key]) for key in ("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD")]
         internal["load_col"] = {**internal["load_col"], "inter": named}
+
+
+def _load_selected_features(internal: dict[str, Any], external: Mapping[str, Any]) -> None:
+    """RecBole's models with item features (SASRecF, FDSA, ...) find the columns loaded on ml-100k only."""
+    item = external.get("ITEM_ID_FIELD", internal["ITEM_ID_FIELD"])
+    features = external.get(SELECTED_FEATURES, internal[SELECTED_FEATURES])
+    if features and internal.get("load_col") and "item" not in internal["load_col"]:
+        internal["load_col"] = {**internal["load_col"], "item": [item, *features]}
 
 
 def _no_negatives_for_full_softmax(internal: dict[str, Any], external: Mapping[str, Any]) -> None:

@@ -28,7 +28,7 @@ import recbole_pad
 from recbole_pad import checkpoint, diagnose, launch
 from recbole_pad.budget import Budget, BudgetSpent
 from recbole_pad.checkpoint import RunFolder
-from recbole_pad.config import read_yaml
+from recbole_pad.config import SELECTED_FEATURES, read_yaml
 from recbole_pad.data.histories import cuts_globally
 from recbole_pad.dataset_prep.header import read_header
 from recbole_pad.distributed import PROCESS_KEYS, Processes
@@ -378,6 +378,7 @@ def check_dataset(config: Any) -> None:
     if not missing:
         for file in files:
             _check_header(folder / file, config)
+        _check_features(folder / f"{name}.item", config)
         return
     downloadable = yaml.safe_load(_URLS.read_text(encoding="utf-8"))
     if not folder.exists() and name in downloadable:
@@ -409,6 +410,30 @@ def _check_header(file: Path, config: Any) -> None:
             )
         if kinds[name] != kind:
             raise InputError(f"{file}, line 1: column {name!r} is of type {kinds[name]}; write {name}:{kind}")
+
+
+def _check_features(file: Path, config: Any) -> None:
+    """Refuse a model of item features (SASRecF, FDSA, ...) where the `.item` file has none of their names.
+
+    Raises:
+        InputError: naming the column and those that there are; or of `read_header`.
+    """
+    if not config[SELECTED_FEATURES]:
+        return
+    if not file.is_file():
+        raise InputError(f"{file} does not exist: {config['model']} reads columns of items ({SELECTED_FEATURES})")
+    columns, loads = read_header(file, config["field_separator"]), config["load_col"]
+    for feature in config[SELECTED_FEATURES]:
+        if feature not in columns:
+            raise InputError(
+                f"{SELECTED_FEATURES}: {file} has no column {feature!r}; it has {', '.join(columns)}: name some "
+                f"of them with --{SELECTED_FEATURES}="
+            )
+        if loads and loads.get("item") != "*" and feature not in loads.get("item", ()):
+            raise InputError(
+                f"load_col: {loads} leaves out the column {feature!r} of items, which {config['model']} reads; add "
+                f"item: [{config['ITEM_ID_FIELD']}, {', '.join(config[SELECTED_FEATURES])}]"
+            )
 
 
 def _item_groups(config: Any, whole: Any, valid_data: Any, test_data: Any) -> ItemGroups | None:

@@ -185,6 +185,29 @@ def test_a_wrong_header_is_named_with_what_would_be_right(header: str, parts: li
         assert part in message
 
 
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["--protocol=pad"], ["tiny.item has no column 'class'; it has item_id, title, kind", "--selected_features="]),
+        (["--protocol=pad", "--dataset=bare"], ["bare.item does not exist", "SASRecF reads columns of items"]),
+        (
+            ["--selected_features=['kind']", "--load_col={'inter': ['user_id', 'item_id', 'timestamp']}"],
+            ["load_col", "leaves out the column 'kind' of items", "add item: [item_id, kind]"],
+        ),
+    ],
+    ids=range(3),
+)
+def test_a_model_of_item_features_without_them_is_refused(
+    words: list[str], parts: list[str], refused: Callable[..., str], data_path: Path
+):
+    Path("data/bare").mkdir(parents=True)
+    Path("data/bare/bare.inter").write_text((data_path / "tiny" / "tiny.inter").read_text())
+    place = "data" if "--dataset=bare" in words else str(data_path)
+    message = refused("--model=SASRecF", "--dataset=tiny", *words, f"--data_path={place}")
+    for part in parts:
+        assert part in message
+
+
 def test_columns_of_other_names_give_the_same_numbers(settings: Callable[..., dict[str, Any]], data_path: Path):
     Path("data/renamed").mkdir(parents=True)
     names = {"user_id:": "who:", "item_id:": "what:", "timestamp:": "when:"}

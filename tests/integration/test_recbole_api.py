@@ -284,6 +284,14 @@ def test_a_model_that_is_not_sequential_runs_too(model: str, settings: Settings)
     assert (Path(result["run_folder"]) / "model.pth").is_file()
 
 
+@pytest.mark.parametrize("model", ["SASRecF", "FDSA", "GRU4RecF"])
+def test_a_model_of_item_features_runs_on_a_dataset_of_ones_own(model: str, settings: Settings):
+    changes = settings(model, selected_features=["kind"], protocol="pad", train_neg_sample_args=None)
+    result = run_recbole(model, "tiny", config_dict=changes, saved=False)
+    assert result["report"]["phases"]["train"]["epochs"] == 2
+    assert result["test_result"]["hit@10"] > 0
+
+
 @pytest.mark.parametrize(("model", "changes"), MODELS[:2])
 def test_a_run_that_is_not_saved_leaves_no_file(
     model: str, changes: dict[str, Any], settings: Settings, tmp_path: Path

@@ -269,6 +269,18 @@ def test_the_time_column_of_an_unknown_dataset_is_loaded(config):
     assert config(load_col=own)["load_col"] == own
 
 
+def test_models_of_item_features_get_their_columns_loaded(config):
+    inter = ["user_id", "item_id", "timestamp"]
+    found = config("SASRecF", protocol="pad", selected_features=["kind"])
+    assert found["load_col"] == {"inter": inter, "item": ["item_id", "kind"]}
+    own = {"inter": inter, "item": ["item_id", "title", "kind"]}
+    assert config("SASRecF", protocol="pad", selected_features=["kind"], load_col=own)["load_col"] == own
+    assert config("FDSA", "amazon_toys", protocol="pad")["load_col"]["item"] == ["item_id", "categories"]
+    for other in (config("SASRec", "amazon_toys", protocol="pad"), config("PAD", "amazon_toys")):
+        assert "item" not in other["load_col"]
+        assert other["selected_features"] is None
+
+
 def test_a_general_model_is_left_alone(config):
     settings = config("BPR")
     assert settings["mask_history"] is None
