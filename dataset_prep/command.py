@@ -147,7 +147,7 @@ def _told(manifest: dict[str, Any]) -> str:
 def add_check(parser: argparse.ArgumentParser) -> None:
     """Flags of `check`."""
     parser.add_argument("dataset", metavar="DATASET", help="name of the dataset")
-    parser.add_argument("--data_path", type=Path, default=None, help="folder of datasets (default: dataset)")
+    parser.add_argument("--data_path", type=Path, default=Path("dataset"), help="folder of datasets (default: dataset)")
     parser.add_argument(
         "--title_field", default="auto", help="column of the titles (default: those that PAD reads, auto)"
     )
@@ -157,7 +157,7 @@ def run_check(known: argparse.Namespace) -> int:
     """Check a dataset and print its statistics; 1 if something is wrong with it."""
     from .check import check
 
-    found = check((known.data_path or Path("dataset")) / known.dataset, known.dataset, known.title_field)
+    found = check(known.data_path / known.dataset, known.dataset, known.title_field)
     print(found.text())
     for error in found.errors:
         print(f"error: {error}", file=sys.stderr)

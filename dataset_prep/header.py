@@ -11,14 +11,20 @@ __all__ = ["KINDS", "read_header"]
 KINDS = ("token", "float", "token_seq", "float_seq")  # RecBole's types of columns
 
 
-def read_header(file: Path, separator: str = "\t") -> dict[str, str]:
+def read_header(file: Path, separator: str = "\t", encoding: str = "utf-8") -> dict[str, str]:
     """The columns of an atomic file in their order: name -> type.
 
     Raises:
-        InputError: if the file begins with a byte order mark, or a column has none of the types or stands there twice.
+        InputError: if the file is empty, not in this encoding or begins with a byte order mark, or if a column has none
+            of the types or stands there twice.
     """
-    with file.open(encoding="utf-8", errors="replace") as lines:
-        header = lines.readline().rstrip("\r\n")
+    try:
+        with file.open(encoding=encoding) as lines:
+            header = lines.readline().rstrip("\r\n")
+    except UnicodeError as error:
+        raise InputError(f"{file}, line 1: not {encoding}: {error}; convert it") from error
+    if not header:
+        raise InputError(f"{file}, line 1: empty; write the columns, such as item_id:token, separated by {separator!r}")
     if header.startswith("\ufeff"):
         raise InputError(
             f"{file}: begins with a byte order mark, which RecBole takes for a part of the first column's "

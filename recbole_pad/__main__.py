@@ -158,6 +158,7 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
     from recbole_pad.dataset_prep.command import add_check
 
     add_check(parser)
+    parser.set_defaults(data_path=None)
 
 
 def _check(known: argparse.Namespace, settings: list[str]) -> int:

@@ -11,7 +11,7 @@ import inspect
 import pkgutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -118,8 +118,9 @@ UNSUPPORTED = {
 }
 
 
-OWN_SPEC = BackboneSpec("prefixes", fixed_length=True)  # what is safe for any class that says nothing of itself
+OWN_SPEC = BackboneSpec("prefixes", fixed_length=True)  # of an own class that says nothing and inherits no backbone
 _RECBOLE_SETTINGS = Path(recbole.__file__).parent / "properties" / "model"
+_LIBRARIES = ("recbole", "torch", "builtins", "typing", "abc")
 
 
 def is_own(name: str) -> bool:
@@ -138,7 +139,7 @@ def backbone_class(name: str) -> type[Any]:
         return found
     try:
         own = pkgutil.resolve_name(name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # importing a user's module may raise anything
         raise InputError(
             f"backbone: {name!r} cannot be imported ({type(error).__name__}: {error}); write module:Class, and put the "
             "folder of the module on PYTHONPATH"
@@ -148,17 +149,19 @@ def backbone_class(name: str) -> type[Any]:
             f"backbone: {name!r} is no class that inherits from recbole.model.abstract_recommender."
             "SequentialRecommender; name one that does"
         )
+    if not all(getattr(sys.modules[source.__module__], "__file__", None) for source in _own_part(own)):
+        raise InputError(f"backbone: {name!r} is not defined in a file; put the class into a module of its own")
     return own
 
 
 def backbone_spec(name: str) -> BackboneSpec:
-    """The spec of a backbone; of an own class its attribute `pad_backbone`, or `OWN_SPEC`.
+    """The spec of a backbone; of an own class its attribute `pad_backbone`, or what is safe for what it inherits from.
 
     Raises:
         InputError: if the model cannot serve as a backbone (with the reason), is unknown, or cannot be imported.
     """
     if is_own(name):
-        spec = getattr(backbone_class(name), "pad_backbone", OWN_SPEC)
+        spec = getattr(backbone_class(name), "pad_backbone", None) or _inherited_spec(name)
         if not isinstance(spec, BackboneSpec) or spec.rows not in ("sequences", "prefixes"):
             raise InputError(
                 f"backbone: pad_backbone of {name} is {spec!r}; make it a recbole_pad.backbones.BackboneSpec, rows "
@@ -173,28 +176,46 @@ def backbone_spec(name: str) -> BackboneSpec:
     return pick(BACKBONES, name, "backbone")
 
 
-def settings_file(name: str) -> Path | None:
-    """The property file with a backbone's own keys and their defaults, or None.
+def _inherited_spec(name: str) -> BackboneSpec:
+    """How the RecBole model that an own class inherits from is called, without what the class may have changed."""
+    ancestor = _recbole_ancestor(name)
+    if ancestor not in BACKBONES:
+        return OWN_SPEC
+    return replace(BACKBONES[ancestor], rows="prefixes", fixed_length=True, position_table=None, causal_encoder=None)
 
-    For an own class ``<Class>.yaml`` beside its module, or that of the nearest class that it inherits from and that
-    has one, RecBole's among them.
-    """
-    for ancestor in backbone_class(name).__mro__:
-        of_recbole = ancestor.__module__.startswith("recbole.")
-        folder = _RECBOLE_SETTINGS if of_recbole else _module_file(ancestor).parent
-        if (file := folder / f"{ancestor.__name__}.yaml").is_file():
-            return file
-    return None
+
+def _recbole_ancestor(name: str) -> str:
+    """The nearest model of RecBole's that a backbone is or inherits from; `SequentialRecommender` at the last."""
+    return next(source.__name__ for source in backbone_class(name).__mro__ if source.__module__.startswith("recbole."))
+
+
+def _own_part(own: type[Any]) -> list[type[Any]]:
+    """An own class and what it inherits from, as far as it is nobody's library."""
+    return [source for source in own.__mro__ if source.__module__.partition(".")[0] not in _LIBRARIES]
+
+
+def settings_file(name: str) -> Path | None:
+    """RecBole's property file of a backbone; of an own class that of the model it inherits from, or None."""
+    file = _RECBOLE_SETTINGS / f"{_recbole_ancestor(name)}.yaml"
+    return file if file.is_file() else None
+
+
+def own_settings_files(name: str) -> list[Path]:
+    """``<Class>.yaml`` beside the modules of an own class and of those it inherits from, these first; if present."""
+    if not is_own(name):
+        return []
+    files = [_module_file(source).with_name(f"{source.__name__}.yaml") for source in _own_part(backbone_class(name))]
+    return [file for file in reversed(files) if file.is_file()]
 
 
 def own_files(name: str) -> list[Path]:
-    """The files of an own class, module and settings: results change with them. Empty for RecBole's models."""
-    files = [_module_file(backbone_class(name)), settings_file(name)] if is_own(name) else []
-    return [file for file in files if file is not None]
+    """The files of an own class, modules and settings: results change with them. Empty for RecBole's models."""
+    modules = {_module_file(source) for source in _own_part(backbone_class(name))} if is_own(name) else set()
+    return [*sorted(modules), *own_settings_files(name)]
 
 
 def _module_file(source: type[Any]) -> Path:
-    return Path(getattr(sys.modules[source.__module__], "__file__", None) or source.__module__)
+    return Path(str(sys.modules[source.__module__].__file__))
 
 
 def train_rows_of(train_rows: str, backbone: str) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from recbole.utils import ModelType
 
-from recbole_pad.backbones import backbone_spec, settings_file
+from recbole_pad.backbones import backbone_spec, own_settings_files, settings_file
 from recbole_pad.budget import AUTO
 from recbole_pad.errors import InputError
 from recbole_pad.keys import DATA_KEYS, PHASE_KEYS
@@ -327,10 +327,10 @@ def unread_keys(model: str) -> set[str]:
 def add_plugin_settings(config: Any, model: str, model_class: Any, dataset: str) -> None:
     """Lay our property files over RecBole's defaults, then refuse keys that nobody reads.
 
-    Order, later wins: RecBole's files, the backbone's file, `protocol/<protocol>.yaml`, `model/PAD.yaml`, the bases of
-    the model, `model/<model>.yaml`, `dataset/<dataset>.yaml`; the user's files, dict and command line win over all of
-    them. PAD's keys stand below those of our other models, which share its dataset. For a model that is not ours
-    nothing changes unless the key `protocol` is set.
+    Order, later wins: RecBole's files, that of the backbone, `protocol/<protocol>.yaml`, `model/PAD.yaml`, the bases of
+    the model, `model/<model>.yaml`, the files of an own backbone, `dataset/<dataset>.yaml`; the user's files, dict and
+    command line win over all of them. PAD's keys stand below those of our other models, which share its dataset. For a
+    model that is not ours nothing changes unless the key `protocol` is set.
 
     Raises:
         InputError: for an unknown backbone, protocol or key.
@@ -338,17 +338,20 @@ def add_plugin_settings(config: Any, model: str, model_class: Any, dataset: str)
     internal, external = config.internal_config_dict, config.external_config_dict
     ours = model_settings(model)
     protocol = external.get("protocol", "pad" if ours else None)
+    own: dict[str, Any] = {}
     if "backbone" in ours:
         backbone = external.get("backbone", ours["backbone"])
         backbone_spec(backbone)
         if (file := settings_file(backbone)) is not None:
             config._update_internal_config_dict(str(file))
+        own = own_backbone_settings(backbone)
     if protocol and _ranks_all_items(internal):
         pick(dict.fromkeys(property_names("protocol")), protocol, "protocol")
         internal.update(properties("protocol", f"{protocol}.yaml"))
     if ours:
         internal.update(properties("model", "PAD.yaml"))
         internal.update(ours)
+    internal.update(own)
     _let_plain_keys_win(internal, external)
     if protocol:
         has_features = SELECTED_FEATURES in internal
@@ -360,6 +363,21 @@ def add_plugin_settings(config: Any, model: str, model_class: Any, dataset: str)
             internal.pop(SELECTED_FEATURES, None)
         _no_negatives_for_full_softmax(internal, external)
     _check_keys(config, model, ours)
+
+
+def own_backbone_settings(backbone: str) -> dict[str, Any]:
+    """The keys of an own backbone's files and their defaults.
+
+    Raises:
+        InputError: for a file that is no mapping.
+    """
+    settings: dict[str, Any] = {}
+    for file in own_settings_files(backbone):
+        content = read_yaml(file, f"{file} does not exist") or {}
+        if not isinstance(content, dict):
+            raise InputError(f"{file}: is {content!r}; write the keys of the backbone and their defaults, key: value")
+        settings.update(content)
+    return settings
 
 
 def _let_plain_keys_win(internal: dict[str, Any], external: Mapping[str, Any]) -> None:

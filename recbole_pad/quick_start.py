@@ -398,7 +398,7 @@ def _check_header(file: Path, config: Any) -> None:
     Raises:
         InputError: naming the column; or of `read_header`.
     """
-    kinds = read_header(file, config["field_separator"])
+    kinds = read_header(file, config["field_separator"], config["encoding"] or "utf-8")
     needed = {"USER_ID_FIELD": "token", "ITEM_ID_FIELD": "token"}
     if config["MODEL_TYPE"] == ModelType.SEQUENTIAL and not config["benchmark_filename"]:
         needed["TIME_FIELD"] = "float"
@@ -422,7 +422,7 @@ def _check_features(file: Path, config: Any) -> None:
         return
     if not file.is_file():
         raise InputError(f"{file} does not exist: {config['model']} reads columns of items ({SELECTED_FEATURES})")
-    columns, loads = read_header(file, config["field_separator"]), config["load_col"]
+    columns, loads = read_header(file, config["field_separator"], config["encoding"] or "utf-8"), config["load_col"]
     for feature in config[SELECTED_FEATURES]:
         if feature not in columns:
             raise InputError(

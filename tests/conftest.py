@@ -17,6 +17,7 @@ import yaml
 
 import recbole_pad  # noqa: F401 - registers PAD before any RecBole import of a test
 from recbole_pad.backbones import BACKBONES, is_own, settings_file
+from recbole_pad.config import own_backbone_settings
 from recbole_pad.quick_start import _config
 
 TINY_SETTINGS: dict[str, Any] = {
@@ -112,7 +113,7 @@ def settings(data_path: Path) -> Callable[..., dict[str, Any]]:
         backbone = str(changes.get("backbone", "SASRec"))
         if model == "PAD" and (backbone in BACKBONES or is_own(backbone)):
             file = settings_file(backbone)
-            own = yaml.safe_load(file.read_text()) if file else {}
+            own = {**(yaml.safe_load(file.read_text()) if file else {}), **own_backbone_settings(backbone)}
             base = {key: value for key, value in base.items() if key in own or key not in _BACKBONE_KEYS}
         return {**base, "data_path": str(data_path), **changes}
 

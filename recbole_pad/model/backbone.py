@@ -10,11 +10,12 @@ from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
+from recbole.model.layers import TransformerEncoder
 from torch import Tensor, nn
 
 from recbole_pad.backbones import BackboneSpec, backbone_class, backbone_spec, is_own
 from recbole_pad.errors import InputError
-from recbole_pad.model.backbone_laws import check_item_table, check_laws
+from recbole_pad.model.backbone_laws import check_item_table, check_laws, errors_of_own_class
 from recbole_pad.model.packed_encoder import PackedEncoder, use_fused_gelu
 from recbole_pad.nn.fast_layers import use_fast_layers
 from recbole_pad.nn.packing import Packing
@@ -90,9 +91,9 @@ class PackedPositions(nn.Embedding):
         return super().forward(position_ids - self.origin)
 
 
-def _all_positions(states: Tensor, _: Tensor) -> Tensor:
+def _all_positions(output: Tensor, gather_index: Tensor) -> Tensor:
     """In place of RecBole's `gather_indexes`: keep the state of every position."""
-    return states
+    return output
 
 
 def _no_mask(item_seq: Tensor, bidirectional: bool = False) -> None:
@@ -126,25 +127,29 @@ class Backbone(nn.Module):
             "loss_type": "CE",
             "train_neg_sample_args": None,
         }
-        self.core = backbone_class(name)(core_config, dataset)
-        check_item_table(name, self.core, dataset.item_num)
+        with errors_of_own_class(name, "made"):
+            self.core = backbone_class(name)(core_config, dataset)
+        check_item_table(name, self.core, self.spec, dataset.item_num)
         table = self.core.item_embedding.weight.detach()
         self.width = table.size(1)
         self.initial_items = table if len(table) == dataset.item_num else table[: dataset.item_num].clone()
         self.initial_items[0] = 0.0
         self.mask_vector = nn.Parameter(table[-1].clone()) if self.spec.has_mask_token else None
         self.lookup = ItemLookup(self.width)
-        for attribute in ("item_embedding", *self.spec.spare_tables):
-            setattr(self.core, attribute, self.lookup)
+        self.core.item_embedding = self.lookup
         if self.spec.rows == "sequences":
             self.core.gather_indexes = _all_positions
         use_fast_layers(self.core)
         use_fused_gelu(self.core)
         recency = self._wants_recency(name, positions)
-        self._recency = self._replace(self.spec.position_table, RecencyPositions) if recency else None
-        self._packer = self._pack() if self.spec.causal_encoder else None
+        with errors_of_own_class(name, "fitted with what its pad_backbone names"):
+            for path in self.spec.spare_tables:
+                self._replace(path, nn.Module, lambda _: self.lookup)
+            table_of = self.spec.position_table
+            self._recency = self._replace(table_of, nn.Embedding, RecencyPositions) if recency else None
+            self._packer = self._pack() if self.spec.causal_encoder else None
         if is_own(name):
-            check_laws(name, self, int(config["MAX_ITEM_LIST_LENGTH"]))
+            check_laws(name, self.to(config["device"]), int(config["MAX_ITEM_LIST_LENGTH"]))
 
     def _wants_recency(self, name: str, positions: str) -> bool:
         if positions == "recency" and self.spec.position_table is None:
@@ -153,19 +158,24 @@ class Backbone(nn.Module):
 
     def _pack(self) -> _Packer:
         """Let the core's encoder and positions work on packed rows."""
-        encoder = self._replace(self.spec.causal_encoder, PackedEncoder)
+        encoder = self._replace(self.spec.causal_encoder, TransformerEncoder, PackedEncoder)
         positions: RecencyPositions | PackedPositions | None = self._recency
         if positions is None:
-            positions = self._replace(self.spec.position_table, PackedPositions)
+            positions = self._replace(self.spec.position_table, nn.Embedding, PackedPositions)
         self.core.get_attention_mask = _no_mask
         return _Packer(encoder, positions)
 
-    def _replace(self, path: str | None, make: Callable[[Any], T]) -> T:
-        """Put what `make` makes of a part of the core in its place; `path` is its dotted path."""
-        assert path is not None
+    def _replace(self, path: str | None, kind: type[nn.Module], make: Callable[[Any], T]) -> T:
+        """Put what `make` makes of a part of the core in its place; `path` is dotted, `kind` what the part must be."""
+        if path is None:
+            raise InputError(f"{type(self.core).__name__}: pad_backbone: causal_encoder needs a position_table as well")
         module, _, attribute = path.rpartition(".")
-        owner = self.core.get_submodule(module) if module else self.core
-        replacement = make(getattr(owner, attribute))
+        owner = self.core.get_submodule(module)
+        part = getattr(owner, attribute)
+        if not isinstance(part, kind):
+            found = f"{path} is a {type(part).__name__}, and must be a {kind.__name__}"
+            raise InputError(f"{type(self.core).__name__}: pad_backbone: {found}")
+        replacement = make(part)
         setattr(owner, attribute, replacement)
         return replacement
 

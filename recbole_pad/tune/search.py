@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-import recbole
 import yaml
 from optuna.storages import BaseStorage
 from optuna.study import Study, StudyDirection
@@ -19,8 +18,8 @@ from optuna.trial import FrozenTrial, TrialState
 from recbole.utils import init_logger
 
 from recbole_pad import checkpoint
-from recbole_pad.backbones import BACKBONES
-from recbole_pad.config import PADConfig, phase_view, unread_keys
+from recbole_pad.backbones import BACKBONES, is_own, own_files, settings_file
+from recbole_pad.config import PADConfig, own_backbone_settings, phase_view, unread_keys
 from recbole_pad.errors import InputError
 from recbole_pad.keys import FIRST_READ_IN, PHASE_KEYS
 from recbole_pad.phases import PHASES
@@ -222,7 +221,9 @@ def _check_space(space: Space, base: Any, configs: Callable[[dict[str, Any]], An
     if has_phases(base["model"]):
         known |= {f"{phase}.{key}" for phase in PHASES for key in PHASE_KEYS}
     if has_our_backbone(base["model"]):
-        known |= {key for name in BACKBONES for key in _defaults_of(name)}
+        named = [value for entry in space.parameters if entry.key == "backbone" for value in entry.range.ends()]
+        for name in {*BACKBONES, *filter(is_own, map(str, named))}:
+            known |= {*_defaults_of(name), *own_backbone_settings(name)}
     space.check_keys(known, base.cmd_config_dict)
     space.check_values(lambda chosen: _check_config(configs(chosen)), base)
 
@@ -244,10 +245,10 @@ def _read_by(space: Space, base: Any) -> Space:
     return space.only(set(keys) - unread)
 
 
-def _defaults_of(model: str) -> dict[str, Any]:
-    """RecBole's own settings of a model."""
-    file = Path(recbole.__file__).parent / "properties" / "model" / f"{model}.yaml"
-    return yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+def _defaults_of(backbone: str) -> dict[str, Any]:
+    """RecBole's own settings of a backbone."""
+    file = settings_file(backbone)
+    return yaml.safe_load(file.read_text(encoding="utf-8")) or {} if file else {}
 
 
 def _check_config(config: Any) -> None:
@@ -272,6 +273,7 @@ def _signature(base: Any, space: Space, pruner: str) -> dict[str, Any]:
         "settings": {
             key: value for key, value in _plain(base.external_config_dict).items() if key not in _MACHINE_KEYS
         },
+        "backbone": [checkpoint.file_digest(file) for file in own_files(str(base["backbone"] or ""))],
         "data": {kind: checkpoint.file_digest(file) if file.is_file() else None for kind, file in data.items()},
     }
 

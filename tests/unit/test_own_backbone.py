@@ -10,8 +10,17 @@ from typing import Any
 
 import pytest
 import torch
+from recbole.config import Config
 
-from recbole_pad.backbones import BACKBONES, OWN_SPEC, backbone_spec, own_files, settings_file, train_rows_of
+from recbole_pad.backbones import (
+    BACKBONES,
+    OWN_SPEC,
+    backbone_spec,
+    own_files,
+    own_settings_files,
+    settings_file,
+    train_rows_of,
+)
 from recbole_pad.checkpoint import fingerprint
 from recbole_pad.errors import InputError
 from recbole_pad.experiments.cells import Cell
@@ -25,7 +34,7 @@ MODULE = "own_models_of_a_test"
 SOURCE = '''
 import torch
 from recbole.model.abstract_recommender import SequentialRecommender
-from recbole.model.sequential_recommender import GRU4Rec, SASRec
+from recbole.model.sequential_recommender import BERT4Rec, GRU4Rec, HGN, SASRec
 from recbole_pad.backbones import BackboneSpec
 
 
@@ -121,6 +130,10 @@ class SmallTable(NoTable):
         self.item_embedding = torch.nn.Embedding(3, 4)
 
 
+class Plainest(SequentialRecommender):
+    """Says nothing, inherits no backbone."""
+
+
 class WrongSpec(Mean):
     pad_backbone = "sequences"
 
@@ -131,6 +144,167 @@ class WrongRows(Mean):
 
 class Plain:
     """No model."""
+
+
+class Own4Rec(BERT4Rec):
+    """Inherits how it is called and its mask token."""
+
+
+class OwnHGN(HGN):
+    """Inherits how it is called and its second table."""
+
+
+class Tail(Mean):
+    """Reads the newest item where left-padded code has it."""
+
+    pad_backbone = BackboneSpec("prefixes", fixed_length=True)
+
+    def forward(self, item_seq, item_seq_len):
+        return self.item_embedding(item_seq)[:, -1] + 0 * item_seq_len[:, None]
+
+
+class Constant(Mean):
+    def forward(self, item_seq, item_seq_len):
+        return 1 + 0 * super().forward(item_seq, item_seq_len)
+
+
+class ByUser(Mean):
+    def forward(self, item_seq, user):
+        return super().forward(item_seq, user)
+
+
+class Steps(Mean):
+    """A causal mean at every position; subclasses leak."""
+
+    pad_backbone = BackboneSpec("sequences")
+
+    def states(self, item_seq):
+        x = self.item_embedding(item_seq)
+        return x.cumsum(1) / torch.arange(1, item_seq.size(1) + 1, device=x.device)[:, None]
+
+    def forward(self, item_seq, item_seq_len):
+        return self.gather_indexes(self.states(item_seq), item_seq_len - 1)
+
+
+class NamedArguments(Steps):
+    def forward(self, item_seq, item_seq_len):
+        return self.gather_indexes(output=self.states(item_seq), gather_index=item_seq_len - 1)
+
+
+class FarAhead(Steps):
+    def states(self, item_seq):
+        x = self.item_embedding(item_seq)
+        return super().states(item_seq) + x + x[:, 7:].sum(1, keepdim=True)
+
+
+class GatedAtZero(Steps):
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        self.alpha = torch.nn.Parameter(torch.zeros(1))
+
+    def states(self, item_seq):
+        return super().states(item_seq) + self.alpha * self.item_embedding(item_seq).sum(1, keepdim=True)
+
+
+class Before(Steps):
+    """Its own state is that of the last item but one."""
+
+    def forward(self, item_seq, item_seq_len):
+        return self.gather_indexes(self.states(item_seq), (item_seq_len - 2).clamp(min=0))
+
+
+class Windowed(SASRec):
+    pad_backbone = BackboneSpec("sequences", position_table="position_embedding", causal_encoder="trm_encoder")
+
+    def get_attention_mask(self, item_seq, bidirectional=False):
+        return super().get_attention_mask(item_seq, bidirectional)
+
+
+class Mixed(SASRec):
+    """Packed rows are one row for what stands before the encoder."""
+
+    pad_backbone = BackboneSpec("sequences", position_table="position_embedding", causal_encoder="trm_encoder")
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        self.gru = torch.nn.GRU(config["hidden_size"], config["hidden_size"], batch_first=True)
+
+    def forward(self, item_seq, item_seq_len):
+        positions = self.position_embedding(torch.arange(item_seq.size(1), device=item_seq.device)[None])
+        x = self.gru(self.item_embedding(item_seq) + positions)[0]
+        return self.gather_indexes(self.trm_encoder(x, None, True)[-1], item_seq_len - 1)
+
+
+class FromOne(Steps):
+    pad_backbone = BackboneSpec("sequences", position_table="positions")
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        self.positions = torch.nn.Embedding(config["MAX_ITEM_LIST_LENGTH"] + 1, config["mean_size"])
+
+    def states(self, item_seq):
+        return super().states(item_seq) + self.positions(torch.arange(1, item_seq.size(1) + 1)[None])
+
+
+class FromZero(FromOne):
+    def states(self, item_seq):
+        return Steps.states(self, item_seq) + self.positions(torch.arange(item_seq.size(1))[None])
+
+
+class NotFinite(Mean):
+    def forward(self, item_seq, item_seq_len):
+        return super().forward(item_seq, item_seq_len) / (item_seq_len[:, None] - 1)
+
+
+class Scaled(torch.nn.Embedding):
+    def forward(self, items):
+        return 8 * super().forward(items)
+
+
+class ScaledTable(Mean):
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        self.item_embedding = Scaled(self.n_items, config["mean_size"], padding_idx=0)
+
+
+class NoKey(Mean):
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        self.size = config["no_such_key"] + 1
+
+
+class NoSuchTable(Mean):
+    pad_backbone = BackboneSpec("prefixes", position_table="nowhere")
+
+
+class NoEmbedding(Mean):
+    pad_backbone = BackboneSpec("prefixes", position_table="table")
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        self.table = torch.nn.Linear(3, 3)
+
+
+class NoPositions(SASRec):
+    pad_backbone = BackboneSpec("sequences", causal_encoder="trm_encoder")
+
+
+class Normed(Mean):
+    """Weight norm computes the weight anew at each call."""
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        size = config["mean_size"]
+        self.old_norm = torch.nn.utils.spectral_norm(torch.nn.Linear(size, size))
+        self.new_norm = torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(size, size))
+        self.batch_norm = torch.nn.BatchNorm1d(size)
+
+    def forward(self, item_seq, item_seq_len):
+        return self.batch_norm(self.new_norm(self.old_norm(super().forward(item_seq, item_seq_len))))
+
+
+class Keyed(SASRec):
+    """With a settings file of its own, that names one key."""
 '''
 
 
@@ -142,6 +316,7 @@ def own_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
     file = folder / f"{MODULE}.py"
     file.write_text(SOURCE, encoding="utf-8")
     (folder / "Mean.yaml").write_text("mean_size: 12\n", encoding="utf-8")
+    (folder / "Keyed.yaml").write_text("my_key: 0.5\nhidden_dropout_prob: 0.25\n", encoding="utf-8")
     monkeypatch.syspath_prepend(str(folder))
     importlib.invalidate_caches()
     yield file
@@ -194,22 +369,44 @@ def test_rivals_run_on_an_own_class(prepared):
     assert torch.isfinite(loss)
 
 
-def test_settings_come_from_the_nearest_class_that_has_a_file(config, own_models):
+def test_settings_come_from_recbole_and_from_a_file_beside_each_own_class(config, own_models):
     recbole_file = settings_file("GRU4Rec")
     assert recbole_file is not None
     assert recbole_file.name == "GRU4Rec.yaml"
     assert settings_file(f"{MODULE}:Same") == recbole_file
-    assert settings_file(f"{MODULE}:Padded") == own_models.with_name("Mean.yaml")
-    assert settings_file(f"{MODULE}:NoTable") is None
+    assert own_settings_files(f"{MODULE}:Same") == own_settings_files("SASRec") == []
+    assert settings_file(f"{MODULE}:Padded") is None
+    assert own_settings_files(f"{MODULE}:Padded") == [own_models.with_name("Mean.yaml")]
+    own_models.with_name("Padded.yaml").write_text("mean_size: 14\n", encoding="utf-8")
+    assert own_settings_files(f"{MODULE}:Padded") == [own_models.with_name(f"{n}.yaml") for n in ("Mean", "Padded")]
+    assert config(backbone=f"{MODULE}:Padded")["mean_size"] == 14
     assert config(backbone=f"{MODULE}:Mean")["mean_size"] == 12
     assert config(backbone=f"{MODULE}:Mean", mean_size=20)["mean_size"] == 20
     with pytest.raises(InputError, match="unknown config key 'mean_size'"):
         config(backbone="SASRec", mean_size=20)
 
 
+def test_a_file_of_an_own_class_wins_over_the_model_it_inherits_from_and_over_pad(prepared):
+    settings, *_ = prepared(dataset="chain", backbone=f"{MODULE}:Keyed", hidden_dropout_prob=0.4)
+    assert (settings["my_key"], settings["hidden_dropout_prob"], settings["n_layers"]) == (0.5, 0.4, 2)
+    base = {"dataset": "chain", "backbone": f"{MODULE}:Keyed", "data_path": settings["data_path"]}
+    assert Config("PAD", config_dict=base)["hidden_dropout_prob"] == 0.25
+
+
+@pytest.mark.parametrize("content", ["- a\n", "a: [\n", "word\n"])
+def test_a_settings_file_that_is_no_mapping_is_refused(config, own_models, content: str):
+    own_models.with_name("Mean.yaml").write_text(content, encoding="utf-8")
+    with pytest.raises(InputError, match=r"Mean\.yaml"):
+        config(backbone=f"{MODULE}:Mean")
+
+
 def test_what_a_class_says_of_itself_is_its_spec():
     assert backbone_spec(f"{MODULE}:Same").rows == "sequences"
-    assert backbone_spec(f"{MODULE}:Silent") is OWN_SPEC
+    assert backbone_spec(f"{MODULE}:Plainest") is OWN_SPEC
+    inherited = backbone_spec(f"{MODULE}:Own4Rec")
+    assert (inherited.call, inherited.has_mask_token) == (BACKBONES["BERT4Rec"].call, True)
+    assert (inherited.rows, inherited.fixed_length, inherited.position_table) == ("prefixes", True, None)
+    assert backbone_spec(f"{MODULE}:OwnHGN").spare_tables == BACKBONES["HGN"].spare_tables
     assert train_rows_of("auto", f"{MODULE}:Silent") == "prefixes"
     with pytest.raises(InputError, match=f"train_rows: sequences .* {MODULE}:Silent does not give"):
         train_rows_of("sequences", f"{MODULE}:Silent")
@@ -236,15 +433,30 @@ def test_a_name_that_is_no_model_is_refused_before_the_data_are_read(config, nam
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("NoTable", "its attribute item_embedding has none; it must be the nn.Embedding of all items, 31 rows here"),
-        ("SmallTable", r"its attribute item_embedding is Embedding\(3, 4\); it must be"),
+        ("NoTable", "item_embedding must be a plain nn.Embedding of all items, 31 rows here .*, and there is none"),
+        ("SmallTable", r"item_embedding must be .* and it is Embedding\(3, 4\)"),
+        ("ScaledTable", r"item_embedding must be a plain nn.Embedding .* and it is Scaled\(31, 12"),
+        ("Tail", "does not change with the newest item.*not at -1"),
+        ("Constant", "does not change with the newest item"),
+        ("ByUser", "its forward takes user where the lengths would be given"),
+        ("FarAhead", "its states see later items"),
+        ("GatedAtZero", "its states see later items"),
+        ("Before", "with RecBole's gather_indexes its state is another one"),
+        ("Windowed", "get_attention_mask of its own"),
+        ("Mixed", "depends on the other rows of the batch"),
+        ("FromOne", "looks up positions from 1 on"),
+        ("NotFinite", r"states are not finite for rows of \[8, 7, 4, 2, 1\] items"),
+        ("NoKey", r"made it raises TypeError.*own_models_of_a_test.py, line \d+\)"),
+        ("NoSuchTable", "AttributeError.*nowhere"),
+        ("NoEmbedding", "table is a Linear, and must be a Embedding"),
+        ("NoPositions", "causal_encoder needs a position_table"),
         ("Random", "two calls in evaluation mode differ"),
         ("SecondTable", "its states change when items are numbered otherwise.*spare_tables"),
         ("Neighbours", "depends on the other rows of the batch"),
         ("Padded", "depend on the number of padded columns; set fixed_length=True"),
         ("Peeks", 'its states see later items.*rows="prefixes"'),
-        ("Narrow", r"must have the shape \(4, 12\) here, and are \(4, 11\)"),
-        ("Another", r"called with item_seq \(4, 6\) and item_seq_len \(4,\) it raises TypeError.*pad_backbone \(call"),
+        ("Narrow", r"must have the shape \(5, 12\) here, and are \(5, 11\)"),
+        ("Another", r"called on a few rows it raises TypeError.*pad_backbone"),
     ],
 )
 def test_a_class_that_breaks_a_law_is_refused_with_the_remedy(prepared, name: str, message: str):
@@ -252,9 +464,25 @@ def test_a_class_that_breaks_a_law_is_refused_with_the_remedy(prepared, name: st
         build(prepared, name)
 
 
-@pytest.mark.parametrize("name", ["NamedTable", "PaddedSaysSo", "AnotherSaysSo", "Same", "Silent"])
-def test_the_remedies_help(prepared, name: str):
-    assert build(prepared, name).last_state is not None
+@pytest.mark.parametrize(
+    "name",
+    [
+        "NamedTable", "PaddedSaysSo", "AnotherSaysSo", "Same", "Silent", "Steps", "NamedArguments", "Own4Rec", "OwnHGN",
+        "FromZero", "Normed", "Keyed",
+    ],
+)  # fmt: skip
+def test_sound_classes_and_the_remedies_are_taken(prepared, name: str):
+    backbone = build(prepared, name)
+    assert backbone.training
+    assert backbone.lookup.weight is None
+
+
+@pytest.mark.parametrize("name", ["broken", "exits"])
+def test_a_module_that_raises_when_imported_is_one_error(config, own_models, name: str):
+    own_models.with_name("broken.py").write_text("x = undefined\n")
+    own_models.with_name("exits.py").write_text("raise RuntimeError('no GPU')\n")
+    with pytest.raises(InputError, match=f"backbone: '{name}:Net' cannot be imported"):
+        config(backbone=f"{name}:Net")
 
 
 @pytest.mark.parametrize("name", BACKBONES)
@@ -269,19 +497,21 @@ def test_a_recbole_model_that_looks_ahead_would_be_found(prepared):
     """BERT4Rec reads both ways; a spec that claims causal states for such a model is refused."""
     settings, _, train, *_ = prepared(dataset="chain", backbone="SASRec")
     backbone = Backbone("SASRec", settings, train._dataset, positions="absolute")
+    both = backbone.last_state
 
     def peeking(table, seq, length, user):
         return table[seq].sum(1, keepdim=True).expand(-1, seq.size(1), -1)
 
     backbone.forward = peeking
+    backbone.last_state = lambda *rows: both(*rows) + peeking(*rows)[:, 0]
     with pytest.raises(InputError, match="see later items"):
         check_laws("SASRec", backbone, settings["MAX_ITEM_LIST_LENGTH"])
 
 
 def test_trying_the_laws_leaves_the_random_state_and_the_weights(prepared):
-    backbone = build(prepared, "Same")
+    backbone = build(prepared, "Normed")
     before, weights = torch.get_rng_state(), {name: value.clone() for name, value in backbone.state_dict().items()}
-    check_laws("Same", backbone, 8)
+    check_laws(f"{MODULE}:Normed", backbone, 8)
     assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(value, weights[name]) for name, value in backbone.state_dict().items())
 
