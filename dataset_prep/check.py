@@ -22,6 +22,7 @@ from .clean import READ_AS_MISSING
 from .errors import InputError
 from .header import read_header
 from .item_texts import text_columns
+from .leave_one_out import TEST, TRAIN, VALID, part_of_split
 
 __all__ = ["Report", "ascending_shares", "check"]
 
@@ -238,11 +239,10 @@ def _figures(rows: pd.DataFrame, item: pd.DataFrame | None, report: Report) -> N
     lengths = rows.groupby("user").size().to_numpy()
     occurrences = rows.groupby("item").size().to_numpy()
     n_users, n_items = len(lengths), len(occurrences)
-    back = _back(rows)
-    train = np.bincount(rows["item"][back > 2], minlength=n_items)
-    frame = pd.DataFrame({"frequency": train, "items": 1, "valid": 0, "test": 0})
-    for place, name in ((2, "valid"), (1, "test")):
-        frame[name] = np.bincount(rows["item"][back == place], minlength=n_items)
+    part = _parts(rows)
+    of_item = {name: np.bincount(rows["item"][part == name], minlength=n_items) for name in (TRAIN, VALID, TEST)}
+    frame = pd.DataFrame({"frequency": of_item[TRAIN], "items": 1, "valid": of_item[VALID], "test": of_item[TEST]})
+    train = of_item[TRAIN]
     report.groups = frequency_groups(frame.groupby("frequency").sum().reset_index())
     time = rows["time"].to_numpy()
     same = _same_user(rows)
@@ -253,7 +253,7 @@ def _figures(rows: pd.DataFrame, item: pd.DataFrame | None, report: Report) -> N
         "density": f"{len(rows) / n_users / n_items:.4%}",
         "history length min / median / mean / max": _spread(lengths),
         "item occurrences min / median / mean / max": _spread(occurrences),
-        "train interactions (all but each user's last two)": f"{int(train.sum()):,}",
+        "train interactions": f"{int(train.sum()):,}",
         "items seen in train / never seen in train": f"{int((train > 0).sum()):,} / {int((train == 0).sum()):,}",
         "times": f"{time.min():,.0f} to {time.max():,.0f}",
         "neighbours at different times that float32 makes equal": f"{int(lost.sum()):,}",
@@ -273,11 +273,10 @@ def _same_user(rows: pd.DataFrame) -> NDArray[np.bool_]:
     return np.asarray(user[1:] == user[:-1])
 
 
-def _back(rows: pd.DataFrame) -> NDArray[np.int64]:
-    """1 for a test target, 2 for a validation target, more for train; users of fewer than three rows are all train."""
+def _parts(rows: pd.DataFrame) -> NDArray[np.str_]:
+    """The part of the leave-one-out split of each row, which are by user and time."""
     groups = rows.groupby("user")["item"]
-    back = groups.cumcount(ascending=False).to_numpy() + 1
-    return np.where(groups.transform("size").to_numpy() >= 3, back, 3)
+    return part_of_split(groups.cumcount(ascending=False).to_numpy() + 1, groups.transform("size").to_numpy())
 
 
 def ascending_shares(rows: pd.DataFrame, ids: NDArray[np.object_]) -> dict[str, tuple[float, int]]:
@@ -316,15 +315,16 @@ def _probe(rows: pd.DataFrame, report: Report) -> None:
             f"the order gives items away: {share:.1%} of the last steps go up in item id (50 % by chance), most likely "
             "because ties in time keep the order of the source; prepare with --ties shuffle, or distrust small gains"
         )
-    back = _back(rows)
+    part = _parts(rows)
     again = rows.duplicated(["user", "item"]).to_numpy()
     exact = rows.duplicated(["user", "item", "time"]).to_numpy()
-    for name, mask in (("test", back == 1), ("valid", back == 2)):
+    for name in (TEST, VALID):
+        mask = part == name
         n_targets = max(1, int(mask.sum()))
         told = f"{int((again & mask).sum()):,} ({(again & mask).sum() / n_targets:.2%})"
         report.probes[f"{name} targets that the user had before (repeats)"] = told
     report.probes["rows equal in user, item and time (duplicates)"] = f"{int(exact.sum()):,}"
-    crossing = int((exact & (back <= 2)).sum())
+    crossing = int((exact & np.isin(part, (TEST, VALID))).sum())
     report.probes["duplicates across the split (a target whose equal is in train or valid)"] = f"{crossing:,}"
     if crossing:
         report.warnings.append(

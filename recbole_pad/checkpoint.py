@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 import recbole_pad
-from recbole_pad.backbones import own_files
+from recbole_pad.backbone_classes import own_files
 from recbole_pad.config import PADConfig, phase_view
 from recbole_pad.dataset_prep.digest import file_sha256
 from recbole_pad.errors import InputError

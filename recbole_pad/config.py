@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from recbole.utils import ModelType
 
-from recbole_pad.backbones import backbone_spec, own_settings_files, settings_file
+from recbole_pad.backbone_classes import backbone_spec, own_settings_files, settings_file
 from recbole_pad.budget import AUTO
 from recbole_pad.errors import InputError
 from recbole_pad.keys import DATA_KEYS, PHASE_KEYS

@@ -16,7 +16,8 @@ import torch
 import yaml
 
 import recbole_pad  # noqa: F401 - registers PAD before any RecBole import of a test
-from recbole_pad.backbones import BACKBONES, is_own, settings_file
+from recbole_pad.backbone_classes import is_own, settings_file
+from recbole_pad.backbones import BACKBONES
 from recbole_pad.config import own_backbone_settings
 from recbole_pad.quick_start import _config
 

@@ -72,8 +72,7 @@ class Engine(Protocol):
     def by_train_frequency(self) -> pd.DataFrame:
         """Leave-one-out targets by the train frequency of the item.
 
-        Of users with three rows or more, the last row is the test target, the one before the validation target, and the
-        rest is train; all rows of other users are train.
+        The parts of the split: `dataset_prep.leave_one_out`.
 
         Returns:
             Columns frequency, items, valid, test, all int64, one row per frequency that occurs, ascending: how many

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import pandas as pd
 
+from ..leave_one_out import TEST, TRAIN, VALID, part_of_split
 from .engine import INTERACTIONS
 
 __all__ = ["PandasEngine"]
@@ -98,14 +100,10 @@ class PandasEngine:
             yield ordered.iloc[start : start + chunk_rows]
 
     def by_train_frequency(self) -> pd.DataFrame:
-        held_out = self.rows.groupby("user")["back"].transform("size") >= 3
-        parts = pd.DataFrame(
-            {
-                "item": self.rows["item"],
-                "test": (held_out & (self.rows["back"] == 1)).astype("int64"),
-                "valid": (held_out & (self.rows["back"] == 2)).astype("int64"),
-            }
-        )
-        parts["frequency"] = 1 - parts["test"] - parts["valid"]
+        size = self.rows.groupby("user")["back"].transform("size").to_numpy()
+        part = part_of_split(self.rows["back"].to_numpy(), size)
+        columns = {"frequency": TRAIN, "valid": VALID, "test": TEST}
+        found = {column: (part == of).astype(np.int64) for column, of in columns.items()}
+        parts = pd.DataFrame({"item": self.rows["item"], **found})
         of_item = parts.groupby("item")[["frequency", "valid", "test"]].sum().assign(items=1)
         return of_item.groupby("frequency")[["items", "valid", "test"]].sum().reset_index().astype("int64")

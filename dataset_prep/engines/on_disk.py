@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 
 from ..errors import InputError
+from ..leave_one_out import MOST_ROWS_ALONE, NEITHER, ROWS_FOR_TEST, ROWS_FOR_VALID, TEST, TRAIN, VALID
 from ..raw import extra
 from .engine import INTERACTIONS
 
@@ -142,15 +143,17 @@ class DuckEngine:
 
     def by_train_frequency(self) -> pd.DataFrame:
         return self._run(
-            """
-            WITH held AS (SELECT "user" FROM interactions GROUP BY "user" HAVING count(*) >= 3),
+            f"""
+            WITH sizes AS (SELECT "user", count(*) AS size FROM interactions GROUP BY "user"),
             parts AS (
-                SELECT item, CASE WHEN held."user" IS NULL THEN 3 ELSE back END AS back
-                FROM interactions LEFT JOIN held USING ("user")
+                SELECT item, CASE WHEN back = 1 AND size >= {ROWS_FOR_TEST} THEN '{TEST}'
+                                  WHEN back = 2 AND size >= {ROWS_FOR_VALID} THEN '{VALID}'
+                                  WHEN size > {MOST_ROWS_ALONE} THEN '{TRAIN}' ELSE '{NEITHER}' END AS part
+                FROM interactions JOIN sizes USING ("user")
             ),
             of_item AS (
-                SELECT count(*) FILTER (back > 2) AS frequency, count(*) FILTER (back = 2) AS valid,
-                       count(*) FILTER (back = 1) AS test
+                SELECT count(*) FILTER (part = '{TRAIN}') AS frequency, count(*) FILTER (part = '{VALID}') AS valid,
+                       count(*) FILTER (part = '{TEST}') AS test
                 FROM parts GROUP BY item
             )
             SELECT frequency::BIGINT AS frequency, count(*)::BIGINT AS items, sum(valid)::BIGINT AS valid,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from recbole.data.dataset import SequentialDataset
 
-from recbole_pad.backbones import train_rows_of
+from recbole_pad.backbone_classes import train_rows_of
 from recbole_pad.config import PADConfig
 from recbole_pad.data.augmentation import make_rows
 from recbole_pad.data.frequency import equal_mass_bins

@@ -23,7 +23,7 @@ import yaml
 from numpy.typing import NDArray
 
 import recbole_pad
-from recbole_pad.backbones import own_files
+from recbole_pad.backbone_classes import own_files
 from recbole_pad.checkpoint import NUMBERS, file_digest
 from recbole_pad.config import shipped_settings
 from recbole_pad.data.text_table import OWN_FILE

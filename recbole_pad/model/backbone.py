@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from recbole.model.layers import TransformerEncoder
 from torch import Tensor, nn
 
-from recbole_pad.backbones import BackboneSpec, backbone_class, backbone_spec, is_own
+from recbole_pad.backbone_classes import backbone_class, backbone_spec, errors_of_own_class
+from recbole_pad.backbones import BackboneSpec
 from recbole_pad.errors import InputError
-from recbole_pad.model.backbone_laws import check_item_table, check_laws, errors_of_own_class
 from recbole_pad.model.packed_encoder import PackedEncoder, use_fused_gelu
 from recbole_pad.nn.fast_layers import use_fast_layers
 from recbole_pad.nn.packing import Packing
@@ -114,8 +114,8 @@ class Backbone(nn.Module):
         width: d.
 
     Raises:
-        InputError: if `positions` is ``recency`` and the backbone has no position table, or if an own class breaks
-            a law (`recbole_pad.model.backbone_laws`).
+        InputError: if `positions` is ``recency`` and the backbone has no position table, or if an own class cannot be
+            made, has no item table to replace, or not what its spec names.
     """
 
     def __init__(self, name: str, config: Any, dataset: Any, positions: str = "auto") -> None:
@@ -129,7 +129,7 @@ class Backbone(nn.Module):
         }
         with errors_of_own_class(name, "made"):
             self.core = backbone_class(name)(core_config, dataset)
-        check_item_table(name, self.core, self.spec, dataset.item_num)
+        _check_item_table(name, self.core, self.spec, dataset.item_num)
         table = self.core.item_embedding.weight.detach()
         self.width = table.size(1)
         self.initial_items = table if len(table) == dataset.item_num else table[: dataset.item_num].clone()
@@ -148,8 +148,6 @@ class Backbone(nn.Module):
             table_of = self.spec.position_table
             self._recency = self._replace(table_of, nn.Embedding, RecencyPositions) if recency else None
             self._packer = self._pack() if self.spec.causal_encoder else None
-        if is_own(name):
-            check_laws(name, self.to(config["device"]), int(config["MAX_ITEM_LIST_LENGTH"]))
 
     def _wants_recency(self, name: str, positions: str) -> bool:
         if positions == "recency" and self.spec.position_table is None:
@@ -244,6 +242,23 @@ class Backbone(nn.Module):
             if self._packer is not None:
                 self._packer.encoder.forget()
                 self._packer.positions.origin = None
+
+
+def _check_item_table(name: str, core: nn.Module, spec: BackboneSpec, n_items: int) -> None:
+    """Refuse a model without an item table that PAD's vectors can replace.
+
+    Raises:
+        InputError: if `core.item_embedding` is no plain `nn.Embedding` of all items, with padding, and with a mask
+            token where the spec says so.
+    """
+    table = getattr(core, "item_embedding", None)
+    rows = n_items + spec.has_mask_token
+    if type(table) is not nn.Embedding or table.num_embeddings != rows or table.max_norm is not None:
+        found = "there is none" if table is None else f"it is {table}"
+        raise InputError(
+            f"backbone: {name}: its attribute item_embedding must be a plain nn.Embedding of all items, {rows} rows "
+            f"here (with a mask token, has_mask_token in its pad_backbone, one more), and {found}"
+        )
 
 
 @dataclass(frozen=True)

@@ -7,58 +7,22 @@ silence. A state that sees later items, for example, shows as a small training l
 from __future__ import annotations
 
 import inspect
-import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from recbole.model.abstract_recommender import SequentialRecommender
 from torch import Tensor, nn
 
-from recbole_pad.backbones import BackboneSpec, is_own
+from recbole_pad.backbone_classes import errors_of_own_class
+from recbole_pad.backbones import BackboneSpec
 from recbole_pad.errors import InputError
-
-if TYPE_CHECKING:
-    from recbole_pad.model.backbone import Backbone
+from recbole_pad.model.backbone import Backbone
 
 _N_ITEMS = 20  # rows of the item table that is tried
 _NOISE = 0.1  # standard deviation: a part that starts at zero must not hide
 _TOLERANCE, _ROUNDING = 1e-3, 1e-6  # of the largest number of a state: what is no difference, and what is surely none
-
-
-@contextmanager
-def errors_of_own_class(name: str, doing: str) -> Iterator[None]:
-    """Any error of an own class inside the block is one clear error, with the line that raised it."""
-    try:
-        yield
-    except Exception as error:
-        if isinstance(error, InputError) or not is_own(name):
-            raise
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        raised = f"{type(error).__name__}: {error} ({place.filename}, line {place.lineno})"
-        raise InputError(
-            f"backbone: {name}: {doing} it raises {raised}; its keys and their defaults belong into <Class>.yaml "
-            "beside the module, how it is called into its pad_backbone: docs/backbones.md"
-        ) from error
-
-
-def check_item_table(name: str, core: nn.Module, spec: BackboneSpec, n_items: int) -> None:
-    """Refuse a model without an item table that PAD's vectors can replace.
-
-    Raises:
-        InputError: if `core.item_embedding` is no plain `nn.Embedding` of all items, with padding, and with a mask
-            token where the spec says so.
-    """
-    table = getattr(core, "item_embedding", None)
-    rows = n_items + spec.has_mask_token
-    if type(table) is not nn.Embedding or table.num_embeddings != rows or table.max_norm is not None:
-        found = "there is none" if table is None else f"it is {table}"
-        raise InputError(
-            f"backbone: {name}: its attribute item_embedding must be a plain nn.Embedding of all items, {rows} rows "
-            f"here (with a mask token, has_mask_token in its pad_backbone, one more), and {found}"
-        )
 
 
 @torch.no_grad()

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from recbole_pad.backbone_classes import is_own
 from recbole_pad.config import PADConfig
 from recbole_pad.model.backbone import Backbone
+from recbole_pad.model.backbone_laws import check_laws
 from recbole_pad.model.compiling import compile_in_place
 from recbole_pad.model.decayed_history import DecayedHistory
 from recbole_pad.model.items import SCALE_ROWS, AlignedVectors, Catalogue, IDVectors, TextVectors, UnitTextVectors
@@ -96,8 +98,13 @@ def trained_expert(
         config: RecBole's config, for the backbone.
         dataset: RecBole's dataset, for the backbone.
         settings: `backbone`, `positions` and `compile`.
+
+    Raises:
+        InputError: if the backbone is a user's own class that PAD cannot rely on.
     """
     backbone = Backbone(settings.backbone, config, dataset, settings.positions)
+    if is_own(settings.backbone):
+        check_laws(settings.backbone, backbone.to(config["device"]), int(config["MAX_ITEM_LIST_LENGTH"]))
     items = make_items(backbone)
     del backbone.initial_items
     use_fast_layers(items)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from recbole.data.interaction import Interaction
 from torch import Tensor, nn
 
-from recbole_pad.backbones import backbone_spec
+from recbole_pad.backbone_classes import backbone_spec
 from recbole_pad.config import PADConfig, phase_view
 from recbole_pad.data.loader import REPEATED
 from recbole_pad.distributed import Processes

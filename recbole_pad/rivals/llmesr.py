@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recbole_pad.backbones import backbone_spec
+from recbole_pad.backbone_classes import backbone_spec
 from recbole_pad.data.histories import Histories
 from recbole_pad.errors import InputError
 from recbole_pad.model.backbone import Backbone, is_item

@@ -12,7 +12,7 @@ import torch
 from recbole.data.interaction import Interaction
 from torch import Tensor, nn
 
-from recbole_pad.backbones import backbone_spec
+from recbole_pad.backbone_classes import backbone_spec
 from recbole_pad.config import PADConfig
 from recbole_pad.data.loader import REPEATED
 from recbole_pad.data.text_cache import MappedVectors

@@ -18,7 +18,8 @@ from optuna.trial import FrozenTrial, TrialState
 from recbole.utils import init_logger
 
 from recbole_pad import checkpoint
-from recbole_pad.backbones import BACKBONES, is_own, own_files, settings_file
+from recbole_pad.backbone_classes import is_own, own_files, settings_file
+from recbole_pad.backbones import BACKBONES
 from recbole_pad.config import PADConfig, own_backbone_settings, phase_view, unread_keys
 from recbole_pad.errors import InputError
 from recbole_pad.keys import FIRST_READ_IN, PHASE_KEYS

@@ -19,6 +19,7 @@ LADDER: list[set[str]] = [
     {"process_group"},
     {"compat"},
     {"nn", "backbones", "averaging"},
+    {"backbone_classes"},
     {"config"},
     {"data", "checkpoint", "optimizers"},
     {"model", "evaluation", "baselines"},

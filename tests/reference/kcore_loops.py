@@ -58,16 +58,19 @@ def prepared(
 
 
 def by_train_frequency(histories: dict[str, list[Row]]) -> dict[int, tuple[int, int, int]]:
-    """Train frequency -> number of items, of validation targets, of test targets; leave-one-out from three rows on."""
+    """Train frequency -> number of items, of validation targets, of test targets; as RecBole leaves out."""
     train: list[str] = []
     targets: list[tuple[str, int]] = []
     for history in histories.values():
         items = [row[1] for row in history]
-        if len(items) < 3:
-            train += items
-        else:
+        if len(items) > 3:
             train += items[:-2]
             targets += [(items[-2], 0), (items[-1], 1)]
+        elif len(items) == 3:
+            train += items[:2]
+            targets.append((items[2], 1))
+        elif len(items) == 2:
+            train += items
     table: dict[int, list[int]] = {}
     for item in {row[1] for history in histories.values() for row in history}:
         entry = table.setdefault(train.count(item), [0, 0, 0])

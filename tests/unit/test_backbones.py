@@ -17,7 +17,8 @@ from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import get_model
 from torch import Tensor
 
-from recbole_pad.backbones import BACKBONES, UNSUPPORTED, backbone_spec, train_rows_of
+from recbole_pad.backbone_classes import backbone_spec, train_rows_of
+from recbole_pad.backbones import BACKBONES, UNSUPPORTED
 from recbole_pad.errors import InputError
 from recbole_pad.model.backbone import Backbone
 from recbole_pad.model.pad import PAD

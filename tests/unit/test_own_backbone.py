@@ -12,8 +12,7 @@ import pytest
 import torch
 from recbole.config import Config
 
-from recbole_pad.backbones import (
-    BACKBONES,
+from recbole_pad.backbone_classes import (
     OWN_SPEC,
     backbone_spec,
     own_files,
@@ -21,6 +20,7 @@ from recbole_pad.backbones import (
     settings_file,
     train_rows_of,
 )
+from recbole_pad.backbones import BACKBONES
 from recbole_pad.checkpoint import fingerprint
 from recbole_pad.errors import InputError
 from recbole_pad.experiments.cells import Cell
@@ -325,7 +325,9 @@ def own_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
 
 def build(prepared: Callable[..., Any], name: str, **changes: Any) -> Backbone:
     settings, _, train, *_ = prepared(dataset="chain", backbone=f"{MODULE}:{name}", **changes)
-    return Backbone(settings["backbone"], settings, train._dataset)
+    backbone = Backbone(settings["backbone"], settings, train._dataset)
+    check_laws(settings["backbone"], backbone, settings["MAX_ITEM_LIST_LENGTH"])
+    return backbone
 
 
 def pretrained(prepared: Callable[..., Any], backbone: str, **more: Any) -> tuple[dict[str, float], str]:
