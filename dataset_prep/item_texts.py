@@ -271,7 +271,10 @@ def _read_rows(item_file: Path, separator: str) -> Iterator[tuple[int, list[str]
     """Yield (line number, columns) of each line that is not blank, the header first."""
     item_file = Path(item_file)
     if not item_file.is_file():
-        raise InputError(f"item file {item_file} does not exist; texts are read from a RecBole `.item` file")
+        raise InputError(
+            f"item file {item_file} does not exist; texts are read from a RecBole `.item` file. PAD runs without texts "
+            "by --phases=['pretrain','finetune'] --experts=['rec','markov']"
+        )
     with item_file.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, delimiter=separator)  # as pandas' python engine, which is strict besides
         first = 1

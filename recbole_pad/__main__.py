@@ -106,7 +106,7 @@ def _add_encode(parser: argparse.ArgumentParser) -> None:
 
 
 def _encode(known: argparse.Namespace, settings: list[str]) -> int:
-    from recbole_pad.config import properties
+    from recbole_pad.config import column_names, properties
     from recbole_pad.dataset_prep.encode_text import encode_items
     from recbole_pad.dataset_prep.text_encoders import encoder_parts
     from recbole_pad.process_group import torchrun_processes
@@ -117,9 +117,7 @@ def _encode(known: argparse.Namespace, settings: list[str]) -> int:
         **properties("dataset", f"{known.dataset}.yaml"),
     }
     template = known.text_template or (None if known.text_fields else defaults["text_template"])
-    given = known.text_fields or defaults["text_fields"]
-    columns = given.strip("[]").split(",") if isinstance(given, str) else given
-    fields = [template] if template else [name.strip() for name in columns]
+    fields = [template] if template else column_names(known.text_fields or defaults["text_fields"])
     parts = encoder_parts(known.text_encoder or defaults["text_encoder"])
     with torchrun_processes() as processes:
         for encoder in [part for part in parts if not part.startswith("file:")] or parts:  # finished ones are only read
@@ -301,7 +299,7 @@ def _add_experiment(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dataset", "-d", required=True, help="dataset name")
     parser.add_argument("--seeds", nargs="+", action="extend", help="seeds (default: 1)")
     parser.add_argument(
-        "--output", type=Path, default=Path("docs/results"), help="folder of page, table and figure (docs/results)"
+        "--output", type=Path, default=Path("experiment"), help="folder of page, table and figure (default: experiment)"
     )
     _add_grid(parser)
 

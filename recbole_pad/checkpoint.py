@@ -102,7 +102,7 @@ def fingerprint(config: Any, dataset: Any, phase: str) -> str:
         content["backbone"] = [file_digest(file) for file in files]
     if "TS" in config["eval_args"]["split"]:  # which validation rows stop the training
         content["global_time_cuts"] = bool(config["global_time_cuts"])
-    if phase == "finetune":
+    if PHASES[phase].is_gated:
         content["experts"] = settings.experts
     loaded = members | {STARTS_FROM[name] for name in members if name in STARTS_FROM}  # an expert may start as a copy
     if config["init_checkpoint"] and (config["init_experts"] is None or loaded & set(config["init_experts"])):

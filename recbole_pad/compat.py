@@ -1,7 +1,7 @@
 """What RecBole 1.2.1 needs to run on today's numpy, torch and setuptools; nothing else is changed.
 
 `apply()` runs when RecBole is imported (see `activation`). Each repair is guarded, so a second call changes nothing.
-The reasons, with the place in RecBole that breaks, are in docs/decisions.md.
+Each function says what breaks and where.
 """
 
 from __future__ import annotations

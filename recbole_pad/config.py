@@ -1,4 +1,4 @@
-"""RecBole's config is read here and nowhere else: settings files, unknown keys, typed values, phase overrides."""
+"""Settings files laid over RecBole's config, unknown keys, typed and checked values, phase overrides."""
 
 from __future__ import annotations
 
@@ -114,7 +114,8 @@ class PADConfig:
         if missing:
             raise InputError(f"config keys missing or null: {', '.join(missing)}; defaults: properties/model/PAD.yaml")
         values = {field.name: config[field.name] for field in fields(cls)}
-        for key in ("phases", "experts", "text_fields", "mmd_bandwidths"):
+        values["text_fields"] = column_names(values["text_fields"])
+        for key in ("phases", "experts", "mmd_bandwidths"):
             values[key] = list(values[key]) if isinstance(values[key], (list, tuple)) else [values[key]]
         for key in ("text_encoder", "text_transform"):
             values[key] = _joined(values[key])
@@ -132,7 +133,7 @@ class PADConfig:
     @property
     def fits_gate(self) -> bool:
         """Whether a gate is fitted on validation rows (`gate_fit: valid`), in a phase that has one."""
-        has_gate = len(self.experts) > 1 and any(PHASES[phase].experts is None for phase in self.phases)
+        has_gate = len(self.experts) > 1 and any(PHASES[phase].is_gated for phase in self.phases)
         return has_gate and self.gate_fit == "valid"
 
     def _check(self) -> None:
@@ -159,7 +160,7 @@ class PADConfig:
             chosen = getattr(self, key)
             if not chosen or len(set(chosen)) != len(chosen):
                 raise InputError(f"{key}: {chosen} must name at least one entry, each once")
-        is_gated = any(PHASES[phase].experts is None for phase in self.phases)
+        is_gated = any(PHASES[phase].is_gated for phase in self.phases)
         if is_gated and self.gate_fit == "train" and self.expert_loss == "separate" and len(self.experts) > 1:
             raise InputError(
                 "gate_fit: train learns the gate from the loss of the mixture, but expert_loss: separate has none; set "
@@ -177,6 +178,13 @@ class PADConfig:
             raise InputError(f"phases: {self.phases} must keep the order {order}")
 
 
+def column_names(given: Any) -> list[str]:
+    """Names of columns, from a list, or from a text as a command line has it: ``a,b``, ``[a, b]``, ``['a', 'b']``."""
+    if isinstance(given, str):
+        given = [name.strip().strip("'\"") for name in given.strip().strip("[]").split(",")]
+    return [str(name) for name in given]
+
+
 def _joined(parts: Any) -> str:
     """``[a, b]``, and "[a,b]" as the command line has it, in the form ``a+b``."""
     if isinstance(parts, str) and parts.startswith("[") and parts.endswith("]"):
@@ -192,6 +200,28 @@ def check_number(key: str, value: Any, low: float, high: float, is_whole: bool =
     """
     if not _is_number(value, is_whole) or not low <= value <= high:
         raise InputError(f"{key}: {value!r} is not {'a whole number' if is_whole else 'a number'} in [{low}, {high}]")
+
+
+def check_run(config: Any) -> None:
+    """Refuse values of RecBole's own keys that would only fail in the middle of a run, of any model.
+
+    Raises:
+        InputError: naming the key, the value and what it may be.
+    """
+    for key, (low, high) in _RECBOLE_RANGES.items():
+        if config[key] is not None:
+            check_number(key, config[key], low, high, isinstance(low, int))
+    name, _, k = str(config["valid_metric"]).partition("@")
+    metrics, topk = (_as_list(config[key]) for key in ("metrics", "topk"))
+    if name.lower() not in [str(metric).lower() for metric in metrics] or (k and int(k) not in topk):
+        raise InputError(
+            f"valid_metric: {config['valid_metric']} is not computed; metrics: {metrics}, topk: {topk}. Add it there, "
+            "or set another valid_metric"
+        )
+
+
+def _as_list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 def _is_number(value: Any, is_whole: bool = False) -> bool:
@@ -232,6 +262,17 @@ _WORDS: dict[str, tuple[str, ...]] = {
     "learner": _LEARNERS,
     "sparse_updates": ("auto", "always", "never"),
     "precision": ("float32", "bfloat16"),
+}
+# Of RecBole's keys, where they are set; whole numbers where the lower end is one.
+_RECBOLE_RANGES: dict[str, tuple[float, float]] = {
+    "train_batch_size": (1, 10**9),
+    "eval_batch_size": (1, 10**9),
+    "MAX_ITEM_LIST_LENGTH": (1, 1_000_000),
+    "seed": (0, 2**32 - 1),
+    "train_seconds": (0.0, 1e9),
+    "hidden_dropout_prob": (0.0, 0.99),
+    "attn_dropout_prob": (0.0, 0.99),
+    "dropout_prob": (0.0, 0.99),
 }
 _RANGES: dict[str, tuple[float, float]] = {
     "adapter_layers": (0, 64),

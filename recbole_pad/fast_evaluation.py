@@ -42,7 +42,7 @@ def evaluate_by_ranks(original: Evaluate, trainer: Any, eval_data: Any, *args: A
         kwargs: likewise.
 
     Raises:
-        ValueError: where scores are NaN, since the model has diverged; RecBole would rank them first.
+        InputError: where scores are NaN, since the model has diverged; RecBole would rank them first.
     """
     if isinstance(trainer.eval_collector, _TopKOfRanks) or not ranks_suffice(trainer, eval_data):
         return original(trainer, eval_data, *args, **kwargs)

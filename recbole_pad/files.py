@@ -2,20 +2,45 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 
+from recbole_pad.errors import InputError
+
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, then rename it: `path` is whole or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Let `write` fill a temporary file beside `path`, then rename it: `path` is whole or not there.
+
+    Raises:
+        InputError: if the folder cannot be made or written into.
+    """
+    make_folder(path.parent, str(path))
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # not mkstemp: its files are private
     try:
         write(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def make_folder(folder: Path, what: str) -> None:
+    """Make a folder, and those above it, if they are not there.
+
+    Args:
+        folder: the folder.
+        what: what it is for, in the error: a file or a config key.
+
+    Raises:
+        InputError: if it cannot be made or written into.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{what}: the folder {folder} cannot be made ({error.strerror}); name another one") from error
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"{what}: the folder {folder} cannot be written into; name another one")
 
 
 def write_text(path: Path, text: str) -> None:

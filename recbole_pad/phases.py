@@ -13,12 +13,17 @@ class Phase:
     Attributes:
         name: the word in config key `phases`.
         experts: the experts that it trains and scores with; None for all of config key `experts`, gated.
-        aligns: whether the alignment loss is added to the recommendation loss.
+        aligns: the expert whose text vectors the alignment loss moves towards its ID vectors; None: no such loss.
     """
 
     name: str
     experts: tuple[str, ...] | None
-    aligns: bool = False
+    aligns: str | None = None
+
+    @property
+    def is_gated(self) -> bool:
+        """Whether the phase scores with several experts, mixed by the gate."""
+        return self.experts is None
 
     def members(self, configured: Sequence[str]) -> tuple[str, ...]:
         """The experts of this phase, given those of the config."""
@@ -29,7 +34,7 @@ PHASES = {
     phase.name: phase
     for phase in (
         Phase("pretrain", experts=("rec",)),
-        Phase("align", experts=("align",), aligns=True),
+        Phase("align", experts=("align",), aligns="align"),
         Phase("finetune", experts=None),
     )
 }

@@ -28,7 +28,7 @@ import recbole_pad
 from recbole_pad import checkpoint, diagnose, launch
 from recbole_pad.budget import Budget, BudgetSpent
 from recbole_pad.checkpoint import RunFolder
-from recbole_pad.config import SELECTED_FEATURES, read_yaml
+from recbole_pad.config import SELECTED_FEATURES, check_run, read_yaml
 from recbole_pad.data.histories import cuts_globally
 from recbole_pad.dataset_prep.header import read_header
 from recbole_pad.distributed import PROCESS_KEYS, Processes
@@ -37,7 +37,7 @@ from recbole_pad.evaluation.collector import Ranks
 from recbole_pad.evaluation.evaluate import ItemGroups, evaluate_split, split_ranks
 from recbole_pad.evaluation.rank_files import RANKS_FILE, write_ranks
 from recbole_pad.fast_evaluation import evaluate_with_ranks
-from recbole_pad.files import write_text
+from recbole_pad.files import make_folder, write_text
 from recbole_pad.phase_trainers import PhaseRecord, peak_memory_mb
 from recbole_pad.process_group import require_shared
 from recbole_pad.registration import MODELS, has_our_backbone, has_phases
@@ -265,7 +265,7 @@ def run_recbole(
 
 def _init_logger(config: Config, processes: Processes) -> None:
     """RecBole's log, of the first process; the others write no file, and say nothing but errors."""
-    Path(config["checkpoint_dir"]).mkdir(parents=True, exist_ok=True)  # RecBole fails where two make it at once
+    make_folder(Path(config["checkpoint_dir"]), "checkpoint_dir")  # RecBole fails where two make it at once
     if processes.is_first:
         init_logger(config)
     else:
@@ -279,7 +279,7 @@ def train(
     config_dict: dict[str, Any] | None = None,
     validated: Callable[[str, int, float], None] | None = None,
 ) -> dict[str, Any]:
-    """Train and validate as `run_recbole` does, without the test split and without files: a trial of a search.
+    """Train and validate as `run_recbole` does, without the test split and without a run folder: a trial of a search.
 
     Args:
         model: as of `run_recbole`.
@@ -324,11 +324,15 @@ def train(
 def _config(model: str, dataset: str, config_file_list: list[str] | None, config_dict: dict[str, Any] | None) -> Config:
     settings = {"protocol": "pad", **_protocol_of_files(config_file_list), **(config_dict or {})}
     try:
-        return Config(model=model, dataset=dataset, config_file_list=config_file_list, config_dict=settings)
+        config = Config(model=model, dataset=dataset, config_file_list=config_file_list, config_dict=settings)
     except InputError:
         raise
+    except NotImplementedError as error:
+        raise InputError(f"metrics, eval_args: {error}") from error
     except (ValueError, SyntaxError) as error:  # settings that do not go together, or come twice
         raise InputError(str(error)) from error
+    check_run(config)
+    return config
 
 
 def _protocol_of_files(config_file_list: list[str] | None) -> dict[str, Any]:

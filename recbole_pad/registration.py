@@ -1,8 +1,8 @@
-"""How RecBole learns about this plugin: the only place, besides `compat`, that puts something into RecBole's modules.
+"""How RecBole learns about this plugin; `compat` has what is repaired in RecBole, `speedups` what is faster in it.
 
 RecBole finds a model by module name, a trainer and a dataset class by attribute name, default settings by file name
-and a data loader through a module global. Each of these five gets one entry of ours, which imports our modules when it
-is asked for; calling `register` twice changes nothing. Source: docs/decisions.md, "Registration".
+and a data loader through a module global. Each of these gets an entry of ours, which imports our modules when it is
+asked for; calling `register` twice changes nothing. Source: docs/decisions.md, "Registration".
 """
 
 from __future__ import annotations

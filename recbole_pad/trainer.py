@@ -14,6 +14,7 @@ from recbole_pad.checkpoint import RunFolder
 from recbole_pad.config import PADConfig
 from recbole_pad.distributed import Processes
 from recbole_pad.errors import InputError
+from recbole_pad.files import make_folder
 from recbole_pad.phase_trainers import (
     PHASE_TRAINERS,
     ModuleStates,
@@ -61,8 +62,14 @@ class PADTrainer(Trainer):
         """Run the phases; the model ends in the last one.
 
         Args and returns: as RecBole's `Trainer.fit`; score and result are the last phase's. With ``saved=False``
-        nothing is written.
+        nothing is written but finished phases into `phase_cache`, if that is set.
+
+        Raises:
+            InputError: if the gate has no validation rows to be fitted to, a checkpoint does not fit, or a folder
+                cannot be written.
         """
+        if self.config["phase_cache"]:
+            make_folder(Path(self.config["phase_cache"]), "phase_cache")
         self._check_gate_rows()
         dataset = train_data._dataset
         names = {phase: checkpoint.fingerprint(self.config, dataset, phase) for phase in self.settings.phases}

@@ -7,7 +7,7 @@ from logging import getLogger
 from pathlib import Path
 from typing import Any
 
-from recbole_pad.config import properties
+from recbole_pad.config import column_names, properties
 from recbole_pad.dataset_prep.item_texts import read_item_texts, text_columns
 from recbole_pad.errors import InputError
 
@@ -27,7 +27,7 @@ def titles(dataset: Any, tokens: Collection[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     if file.is_file():
         try:
-            fields = text_columns(file, [fields] if isinstance(fields, str) else fields, dataset.iid_field)
+            fields = text_columns(file, column_names(fields), dataset.iid_field)
             found = read_item_texts(file, fields, dataset.iid_field, tokens=tokens)
         except InputError as error:
             getLogger().info(f"no titles: {error}")

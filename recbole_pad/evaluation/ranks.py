@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from recbole_pad.errors import InputError
+
 _TILE = 2**20  # scores compared at once: they and the marks of the comparison stay in the processor's cache
 
 
@@ -120,7 +122,14 @@ def check_history(rows: Tensor | None, items: Tensor | None) -> None:
 
 
 def refuse_nan(has_nan: Tensor) -> None:
-    """Raise ValueError where a row's scores hold a NaN; shape (B,)."""
+    """Refuse rows of scores that hold a NaN; `has_nan` has the shape (B,).
+
+    Raises:
+        InputError: where there is one.
+    """
     n_bad = int(has_nan.sum())
     if n_bad:
-        raise ValueError(f"{n_bad} of {len(has_nan)} rows of scores contain NaN: the model has diverged")
+        raise InputError(
+            f"{n_bad} of {len(has_nan)} rows of scores contain NaN: the model has diverged; train with a lower "
+            "learning_rate"
+        )

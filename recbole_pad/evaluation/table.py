@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,15 +39,32 @@ def read_reports(runs: Sequence[Path]) -> list[dict[str, Any]]:
     return reports
 
 
+def split_text(protocol: Mapping[str, Any]) -> str:
+    """How held-out targets were chosen, of the `protocol` of a result.json."""
+    cold = f", {protocol['cold_split']:g} of the items withheld" if protocol.get("cold_split") else ""
+    return ("leave-one-out" if "LS" in protocol["split"] else f"split {protocol['split']}") + cold
+
+
+def _ranking_text(protocol: Mapping[str, Any], split: str) -> str:
+    mode = protocol["ranking"][split]
+    return "full ranking" if mode == "full" else f"ranking among {mode}"
+
+
 def result_table(reports: Sequence[dict[str, Any]], split: str = "test") -> str:
     """Markdown table of Hit@10 and NDCG@10 in %, history masked and not, and of cold and warm targets.
 
     Args:
         reports: contents of result.json, of runs on one dataset.
         split: ``test`` or ``valid``.
+
+    Raises:
+        InputError: for runs under different protocols.
     """
+    protocols = [f"{_ranking_text(of, split)}, {split_text(of)}" for of in (report["protocol"] for report in reports)]
+    if len(set(protocols)) > 1:
+        raise InputError(f"runs under different protocols cannot share a table: {'; '.join(sorted(set(protocols)))}")
     lines = [
-        f"{reports[0]['dataset']}, {split}, full ranking, leave-one-out; Hit@10 / NDCG@10 in %",
+        f"{reports[0]['dataset']}, {split}, {protocols[0]}; Hit@10 / NDCG@10 in %",
         "",
         "| model | phase | masked | not masked | cold (train frequency 0-5), masked | over 100, masked | seconds |",
         "| --- | --- | --- | --- | --- | --- | --- |",
@@ -56,7 +73,8 @@ def result_table(reports: Sequence[dict[str, Any]], split: str = "test") -> str:
         name = report["model"] if report["backbone"] is None else f"{report['model']} ({report['backbone']})"
         for phase, entry in report["phases"].items():
             if split not in entry:
-                lines.append(f"| {name} | {phase} | {report['test_result']} | | | | {entry['seconds']:.0f} |")
+                only = _recboles_result(report, phase, split)
+                lines.append(f"| {name} | {phase} | {only} | | | | {entry['seconds']:.0f} |")
                 continue
             masked, unmasked = entry[split]["masked"], entry[split]["unmasked"]
             cells = [
@@ -67,6 +85,14 @@ def result_table(reports: Sequence[dict[str, Any]], split: str = "test") -> str:
             ]
             lines.append(f"| {name} | {phase} | {' | '.join(cells)} | {entry['seconds']:.0f} |")
     return "\n".join(lines)
+
+
+def _recboles_result(report: Mapping[str, Any], phase: str, split: str) -> str:
+    """Of a run that is not reported by groups: RecBole's own results, on test data that of the last phase only."""
+    is_last = phase == list(report["phases"])[-1]
+    found = report["phases"][phase].get("best_valid_result") if split == "valid" else is_last and report["test_result"]
+    names = {"hit@10": "Hit@10", "ndcg@10": "NDCG@10"}
+    return ", ".join(f"{name} {100 * found[key]:.2f}" for key, name in names.items() if found and key in found) or "-"
 
 
 def _cell(metrics: dict[str, Any]) -> str:

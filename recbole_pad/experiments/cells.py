@@ -167,7 +167,12 @@ class Grid:
         """Run what is missing, the cells that others start from first; failed cells are not in the answer.
 
         The failures are in `failures`: cell -> the end of its log.
+
+        Raises:
+            InputError: for no jobs, or a folder whose name holds a space.
         """
+        if self.jobs < 1:
+            raise InputError(f"jobs: {self.jobs} is not a whole number from 1")
         if " " in str(self.root):
             raise InputError(f"cells: {str(self.root)!r} holds a space, which config_files cannot; name another folder")
         for wave in _waves(cells):

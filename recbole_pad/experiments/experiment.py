@@ -24,7 +24,7 @@ from recbole_pad.experiments.tables import as_json, csv_text
 from recbole_pad.experiments.variants import is_trained
 from recbole_pad.files import write_text, write_whole
 
-RESULTS = Path("docs") / "results"
+RESULTS = Path("experiment")
 
 
 @dataclass(frozen=True)

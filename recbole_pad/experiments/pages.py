@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from recbole_pad.evaluation.table import split_text
 from recbole_pad.experiments.comparison import PairedTest
 from recbole_pad.experiments.definition import Experiment
 from recbole_pad.experiments.measures import COLD, WARM, Measure, Row
@@ -73,10 +74,10 @@ def protocol_text(rows: Sequence[Row]) -> str:
     reports = [result.report for row in rows for result in row.results.values()]
     protocol = reports[0]["protocol"]
     seeds = ", ".join(map(str, sorted({seed for row in rows for seed in row.results})))
-    split = "leave-one-out" if "LS" in protocol["split"] else f"split {protocol['split']}"
     return (
-        f"Test split, {split}, full ranking over all items, HR@10 / NDCG@10 in %, mean ± standard deviation over "
-        f"seeds ({seeds}; models with nothing to train: one run). Masked: the user's whole history cannot be "
+        f"Test split, {split_text(protocol)}, full ranking over all items, HR@10 / NDCG@10 in %, mean ± standard "
+        f"deviation over seeds ({seeds}; models with nothing to train: one run). Masked: the user's whole history "
+        "cannot be "
         f"recommended; every run is ranked both ways. Early stopping on {protocol['valid_metric']}, history "
         f"{'' if protocol['mask_history'] else 'not '}masked. Cold: targets with train frequency 0-5; over 100: above "
         "100. Bold: best of the column. Epochs: of this phase. Seconds: training and validation, without the test; of "

@@ -50,7 +50,8 @@ class Catalogue(nn.Module):
         self.register_buffer("seen_ids", trained.nonzero().squeeze(1), persistent=False)
         self.register_buffer("item_ids", torch.arange(1, len(trained)), persistent=False)
         log_counts = torch.log1p(train_counts.float())
-        log_frequency = (log_counts - log_counts[1:].mean()) / log_counts[1:].std().clamp(min=1e-6)
+        spread = log_counts[1:].std().nan_to_num().clamp(min=1e-6)  # one item has none
+        log_frequency = (log_counts - log_counts[1:].mean()) / spread
         self.register_buffer("log_frequency", log_frequency, persistent=False)
         self.register_buffer("rare", order[: min(_N_RARE, int(trained.sum()))], persistent=False)
         self.text_on_disk = text_vectors if isinstance(text_vectors, MappedVectors) else None
@@ -185,9 +186,9 @@ class UnitTextVectors(nn.Module):
 
 
 class AlignedVectors(nn.Module):
-    """Fusion of a copy of the ID embeddings with the adapted text vectors (expert 2).
+    """Fusion of ID vectors with the adapted text vectors (expert 2): their sum, or an activated layer over both.
 
-    Source: docs/method.md section 3, v2_i = GELU(W [e'_i ; t_i] + c).
+    Source: docs/method.md section 3; published: v2_i = GELU(W [e'_i ; t_i] + c), e' a copy of the ID expert's vectors.
     """
 
     def __init__(self, ids: IDVectors, text: TextVectors, fusion: nn.Module) -> None:

@@ -123,7 +123,7 @@ class PAD(VectorRecommender):
 
     def learning_experts(self) -> tuple[str, ...]:
         """The experts of the present phase whose parameters it trains (see config key `retrain_experts`)."""
-        gated = PHASES[self.phase].experts is None
+        gated = PHASES[self.phase].is_gated
         frozen = self.trained_before if gated and not self.settings.retrain_experts else set()
         return tuple(name for name in self._members(self.phase) if self.experts[name].is_trained and name not in frozen)
 
@@ -151,7 +151,7 @@ class PAD(VectorRecommender):
         """The modules of the present phase, by the name of their state in a checkpoint."""
         members = self._members(self.phase)
         modules: dict[str, nn.Module] = {f"experts.{name}": self.experts[name] for name in members}
-        if PHASES[self.phase].experts is None:
+        if PHASES[self.phase].is_gated:
             modules["gate"] = self.gate
         return modules
 
@@ -381,7 +381,9 @@ class PAD(VectorRecommender):
     def _alignment_loss(self, rows: tuple[Tensor, Tensor | None]) -> Tensor:
         item_ids, counts = rows
         settings = self.phase_settings[self.phase]
-        items = self._expert("align").items
+        aligned = PHASES[self.phase].aligns
+        assert aligned is not None
+        items = self._expert(aligned).items
         assert isinstance(items, AlignedVectors)
         if counts is None and len(item_ids) < 2:
             return items.ids.own_rows(item_ids).sum() * 0.0

@@ -201,18 +201,7 @@ def _base_config(model: str, dataset: str, files: list[str] | None, settings: di
         raise InputError(
             f"{several[0]}: a trial runs in one process; for more, start tune several times on one --storage"
         )
-    name, _, k = str(base["valid_metric"]).partition("@")
-    computed = [str(metric).lower() for metric in _listed(base["metrics"])]
-    if name.lower() not in computed or (k and int(k) not in _listed(base["topk"])):
-        raise InputError(
-            f"valid_metric: {base['valid_metric']} is not computed; metrics: {base['metrics']}, topk: {base['topk']}. "
-            "Add it there, or set another --metric"
-        )
     return base
-
-
-def _listed(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 def _check_space(space: Space, base: Any, configs: Callable[[dict[str, Any]], Any]) -> None:

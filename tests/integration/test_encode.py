@@ -59,7 +59,7 @@ def test_a_template_makes_other_vectors_that_a_run_with_the_same_template_finds(
 
 
 def test_half_precision_files_are_read_like_others(encode: Callable[..., list[Path]], prepared: Callable[..., Any]):
-    (npy,) = encode("--text_encoder=tfidf", "--stored_as=float16", "--text_fields=title")
+    (npy,) = encode("--text_encoder=tfidf", "--stored_as=float16", "--text_fields=['title']")
     assert np.load(npy).dtype == np.float16
     _, whole, *_ = prepared()
     assert whole.text_table.path.resolve() == npy.resolve()

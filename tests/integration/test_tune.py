@@ -142,7 +142,7 @@ def test_another_metric_is_the_score_and_stops_the_training(small: dict[str, Any
     found = tune("PAD", "tiny", 1, space=space(text), config_dict=small, metric="Hit@5")
     assert float(lines()[0]["hit@5"]) == found["best_valid_score"] != float(lines()[0]["ndcg@10"])
     for metric in ("Recall@10", "NDCG@7"):
-        with pytest.raises(InputError, match=f"valid_metric: {metric} is not computed.*another --metric"):
+        with pytest.raises(InputError, match=f"valid_metric: {metric} is not computed.*another valid_metric"):
             tune("PAD", "tiny", 1, space=space(text), config_dict=small, metric=metric)
 
 

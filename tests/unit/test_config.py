@@ -247,9 +247,9 @@ def test_a_protocol_sets_the_same_evaluation_for_every_sequential_model(config, 
 
 
 def test_the_user_wins_over_protocol_and_property_files(config):
-    settings = config(mask_history=False, topk=[3], learner="sgd", n_layers=7)
+    settings = config(mask_history=False, topk=[3, 10], learner="sgd", n_layers=7)
     values = [settings[key] for key in ("mask_history", "topk", "learner", "n_layers")]
-    assert values == [False, [3], "sgd", 7]
+    assert values == [False, [3, 10], "sgd", 7]
 
 
 @pytest.mark.parametrize("backbone", ["GRU4Rec", "BERT4Rec", "NARM"])
@@ -267,6 +267,14 @@ def test_the_time_column_of_an_unknown_dataset_is_loaded(config):
     assert config()["load_col"]["inter"] == ["user_id", "item_id", "timestamp"]
     own = {"inter": ["user_id", "item_id"], "item": ["item_id"]}
     assert config(load_col=own)["load_col"] == own
+
+
+@pytest.mark.parametrize(
+    "given", ["title,kind", "[title, kind]", "['title','kind']", ["title", "kind"], '["title", kind]']
+)
+def test_columns_of_text_are_read_in_every_form_of_a_command_line(config, given: Any):
+    assert PADConfig.read(config(text_fields=given)).text_fields == ["title", "kind"]
+    assert PADConfig.read(config(text_fields="title")).text_fields == ["title"]
 
 
 def test_models_of_item_features_get_their_columns_loaded(config):

@@ -708,4 +708,4 @@ def test_compare_and_experiment_from_the_command_line(settings: Any, data_path: 
     file.write_text("title: own\nvariants:\n  PAD: {}\n  uniform: {start: PAD, phases: [finetune], gate_fit: none}\n")
     out = command("experiment", str(file), "--dataset", "tiny", "--seeds", "1")
     assert "[1/1] uniform on tiny, seed 1" in out  # PAD is the run of the comparison
-    assert (tmp_path / "docs" / "results" / "own-tiny.md").is_file()
+    assert (tmp_path / "experiment" / "own-tiny.md").is_file()

@@ -28,6 +28,7 @@ PAD_REPORT = {
     "backbone": "GRU4Rec",
     "dataset": "tiny",
     "test_result": {"hit@10": 0.5},
+    "protocol": {"split": {"LS": "valid_and_test"}, "ranking": {"valid": "full", "test": "full"}},
     "phases": {
         "pretrain": phase(entry(8, 0.25, 0.125), entry(8, 0.125, 0.0625)),
         "finetune": phase(
@@ -51,7 +52,7 @@ def cells(line: str) -> list[str]:
 
 def test_one_line_for_each_model_and_phase_in_order():
     lines = result_table([PAD_REPORT, STOCK]).splitlines()
-    assert lines[0].startswith("tiny, test, full ranking")
+    assert lines[0] == "tiny, test, full ranking, leave-one-out; Hit@10 / NDCG@10 in %"
     assert [cells(line)[:2] for line in lines[4:]] == [
         ["PAD (GRU4Rec)", "pretrain"],
         ["PAD (GRU4Rec)", "finetune"],
@@ -76,9 +77,24 @@ def test_a_group_without_targets_shows_no_number():
     assert cells(result_table([STOCK]).splitlines()[4])[3] == "no targets"
 
 
-def test_a_split_without_group_metrics_shows_recboles_own_result():
-    report = {**STOCK, "phases": {"train": {"seconds": 1.0}}}
-    assert "{'hit@10': 0.5}" in result_table([report])
+def test_a_run_that_is_not_reported_by_groups_shows_recboles_own_results():
+    bare = {"seconds": 1.0, "best_valid_result": {"hit@10": 0.25, "ndcg@10": 0.125, "mrr@10": 1.0}}
+    report = {**PAD_REPORT, "phases": {"pretrain": bare, "finetune": bare}}
+    assert [cells(line)[2] for line in result_table([report]).splitlines()[4:]] == ["-", "Hit@10 50.00"]
+    of_valid = [cells(line)[2] for line in result_table([report], split="valid").splitlines()[4:]]
+    assert of_valid == ["Hit@10 25.00, NDCG@10 12.50"] * 2
+
+
+def test_the_first_line_says_how_targets_were_chosen_and_ranked():
+    by_time = {"split": {"TS": [0.8, 0.1, 0.1]}, "ranking": {"valid": "uni100", "test": "full"}, "cold_split": 0.1}
+    report = {**STOCK, "protocol": by_time}
+    line = result_table([report]).splitlines()[0]
+    assert line.startswith("tiny, test, full ranking, split {'TS': [0.8, 0.1, 0.1]}, 0.1 of the items withheld;")
+    assert result_table([{**report, "phases": {"train": {"seconds": 1.0}}}], split="valid").startswith(
+        "tiny, valid, ranking among uni100, split"
+    )
+    with pytest.raises(InputError, match="different protocols cannot share a table: full ranking, leave-one-out; full"):
+        result_table([STOCK, report])
 
 
 def test_the_split_can_be_chosen():
