@@ -32,7 +32,7 @@ from recbole.utils import get_model, get_trainer, init_seed
 
 import recbole_pad  # noqa: F401 - registers PAD
 from recbole_pad.phase_trainers import PretrainTrainer
-from recbole_pad.quick_start import _config
+from recbole_pad.quick_start import settled_config
 
 TARGET_RATIO = 60
 TURN_SECONDS = 5.0
@@ -51,7 +51,7 @@ class Side:
         common = {"MAX_ITEM_LIST_LENGTH": arguments.length, "show_progress": False, "state": "ERROR", "seed": 1}
         if arguments.data_path:
             common["data_path"] = arguments.data_path
-        config = _config(model, arguments.dataset, None, {**common, **SIZES, **EVALUATION, **SIDES[model]})
+        config = settled_config(model, arguments.dataset, None, {**common, **SIZES, **EVALUATION, **SIDES[model]})
         self.train_data, self.valid_data, self.test_data = data_preparation(config, create_dataset(config))
         init_seed(1, True)
         network = get_model(model)(config, self.train_data._dataset)

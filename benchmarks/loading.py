@@ -94,12 +94,12 @@ def measure(folder: Path, name: str, side: str) -> dict[str, Any]:
     from common import cpu_and_wall
     from recbole.data import create_dataset, data_preparation
 
-    from recbole_pad.quick_start import _config
+    from recbole_pad.quick_start import settled_config
 
     torch.set_num_threads(1)
     model, changes = SIDES[side]
     own = {"data_path": str(folder), "checkpoint_dir": str(folder / "saved")}
-    config = _config(model, name, None, {**SETTINGS, **own, **changes})
+    config = settled_config(model, name, None, {**SETTINGS, **own, **changes})
     before, built = peak_gb(), []
     build = cpu_and_wall(lambda: built.extend(data_preparation(config, create_dataset(config))))
     peak_of_building = peak_gb()

@@ -32,7 +32,7 @@ from recbole.data import create_dataset, data_preparation
 import recbole_pad  # noqa: F401 - registers PAD
 from recbole_pad.model.pad import PAD
 from recbole_pad.phase_trainers import PHASE_TRAINERS
-from recbole_pad.quick_start import _config
+from recbole_pad.quick_start import settled_config
 
 PUBLISHED = {"pretrain": 44.0, "align": 18_900.0, "finetune": 141.0}  # CPU s, the published code, the same core
 TARGETS = {"pretrain": 10.0, "align": 20.0, "finetune": 30.0}
@@ -63,7 +63,9 @@ def random_vectors(data_path: Path, folder: Path) -> dict[str, Any]:
 
 def build(settings: dict[str, Any]) -> tuple[Any, Any, PAD]:
     """(config, train loader, model)."""
-    config = _config("PAD", "prime_pantry", None, {**settings, "show_progress": False, "state": "ERROR", "seed": 1})
+    config = settled_config(
+        "PAD", "prime_pantry", None, {**settings, "show_progress": False, "state": "ERROR", "seed": 1}
+    )
     train_data = data_preparation(config, create_dataset(config))[0]
     return config, train_data, PAD(config, train_data._dataset)
 

@@ -37,7 +37,7 @@ import recbole_pad  # noqa: F401 - registers PAD
 from recbole_pad.evaluation.evaluate import ItemGroups, evaluate_split
 from recbole_pad.evaluation.ranking import Items, rank_and_top_k, rank_targets
 from recbole_pad.model.pad import PAD
-from recbole_pad.quick_start import _config
+from recbole_pad.quick_start import settled_config
 
 USERS, ITEMS, HISTORY, K = 12_871, 8_347, 9, 20  # items with padding
 BATCH = 1024
@@ -147,7 +147,7 @@ def _real_data(repeats: int) -> dict[str, Any]:
     report = {}
     for name, settings in {"PAD": {"phases": ["pretrain"]}, "SASRec": {}}.items():
         quiet = {"data_path": data_path, "state": "ERROR", "show_progress": False, "seed": 1}
-        config = _config(name, "prime_pantry", None, {**quiet, **settings})
+        config = settled_config(name, "prime_pantry", None, {**quiet, **settings})
         whole = create_dataset(config)
         train, valid, test = data_preparation(config, whole)
         trainer = Trainer(config, get_model(name)(config, train._dataset))

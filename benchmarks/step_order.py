@@ -26,7 +26,7 @@ from recbole_pad.evaluation.metrics import gains
 from recbole_pad.evaluation.rank_files import RANKS_FILE, read_ranks
 from recbole_pad.evaluation.significance import paired_bootstrap
 from recbole_pad.model.positions import newest_items
-from recbole_pad.quick_start import _config
+from recbole_pad.quick_start import settled_config
 
 
 def last_ranks(cell: Path) -> list[Ranks]:
@@ -36,7 +36,7 @@ def last_ranks(cell: Path) -> list[Ranks]:
 
 def goes_up(dataset: str, data_path: str, rows: Ranks) -> NDArray[np.bool_]:
     """Whether the id of each row's target sorts behind that of the item before it: shape (n_rows,)."""
-    config = _config("Popularity", dataset, None, {"data_path": data_path, "show_progress": False})
+    config = settled_config("Popularity", dataset, None, {"data_path": data_path, "show_progress": False})
     whole = create_dataset(config)
     _, _, test = data_preparation(config, whole)
     feat = test.dataset.inter_feat

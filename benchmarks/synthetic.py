@@ -20,7 +20,7 @@ import recbole_pad  # noqa: F401 - registers PAD
 from recbole_pad.data.frequency import equal_mass_bins
 from recbole_pad.data.histories import Histories
 from recbole_pad.data.text_table import TextTable
-from recbole_pad.quick_start import _config
+from recbole_pad.quick_start import settled_config
 
 N_BINS = 10
 
@@ -28,7 +28,9 @@ N_BINS = 10
 def config(folder: Path, **settings: Any) -> Any:
     """PAD's default settings (those of ml-100k, of which no data is read) with changes."""
     quiet = {"state": "ERROR", "show_progress": False, "checkpoint_dir": str(folder / "saved")}
-    return _config("PAD", "ml-100k", None, {**quiet, "hidden_size": 64, "inner_size": 256, "n_layers": 2, **settings})
+    return settled_config(
+        "PAD", "ml-100k", None, {**quiet, "hidden_size": 64, "inner_size": 256, "n_layers": 2, **settings}
+    )
 
 
 class SyntheticDataset:

@@ -203,6 +203,34 @@ def _report(known: argparse.Namespace, settings: list[str]) -> int:
     return 0
 
 
+def _add_recommend(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, help="folder of a finished run of PAD")
+    parser.add_argument("--k", type=int, default=10, help="items for each user (default: 10)")
+    parser.add_argument(
+        "--users", default=None, help="ids separated by commas, or @FILE with one in a line (default: all)"
+    )
+    parser.add_argument("--repeats", action="store_true", help="list items that the user had before, too")
+    parser.add_argument("--output", type=Path, default=Path("recommendations.tsv"), help="default: recommendations.tsv")
+    parser.epilog = "Settings over those of the run: --key=value, for example --data_path=DIR. docs/recommend.md"
+
+
+def _recommend(known: argparse.Namespace, settings: list[str]) -> int:
+    from recbole_pad.recommend import recommend
+
+    n_lines = recommend(known.run, known.output, known.k, _users(known.users), known.repeats)
+    print(f"{n_lines:,} lines: {known.output}")
+    return 0
+
+
+def _users(given: str | None) -> list[str] | None:
+    if given is None or not given.startswith("@"):
+        return None if given is None else given.split(",")
+    file = Path(given[1:])
+    if not file.is_file():
+        raise InputError(f"users: {file} does not exist; give a file with one user in a line")
+    return [line for line in file.read_text(encoding="utf-8").splitlines() if line]
+
+
 def _add_tune(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", "-m", default="PAD", help="PAD or any RecBole model (default: PAD)")
     parser.add_argument("--dataset", "-d", default="ml-100k", help="dataset name (default: ml-100k)")
@@ -354,6 +382,7 @@ _COMMANDS: dict[
     "compare": (_add_compare, _compare, "run models through the same protocol and test which is better"),
     "experiment": (_add_experiment, _experiment, "run one of the paper's experiments and write its page"),
     "table": (_add_table, _table, "print the results of runs on one dataset as a table"),
+    "recommend": (_add_recommend, _recommend, "write the items of the highest scores for every user of a run"),
     "report": (_add_report, _report, "write one HTML page about runs on one dataset"),
     "prepare": (_add_prepare, _prepare, "make a dataset of a public dump: Amazon, MIND, MovieLens, ..."),
     "check": (_add_check, _check, "validate a dataset's files, and print its statistics and leak probes"),

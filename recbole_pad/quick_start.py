@@ -129,7 +129,7 @@ def _check_processes(
     """Refuse here, once, what would fail in each process."""
     n_gpus = torch.cuda.device_count()  # before a Config sets CUDA_VISIBLE_DEVICES
     check_model(model)
-    config = _config(model, dataset, files, settings)
+    config = settled_config(model, dataset, files, settings)
     check_dataset(config)
     if not config["use_gpu"] or n_gpus == 0 or not torch.distributed.is_nccl_available():
         return
@@ -186,7 +186,7 @@ def run_recbole(
         InputError: for an unknown model, dataset or setting.
     """
     check_model(model)
-    config = _config(model, dataset, config_file_list, config_dict)
+    config = settled_config(model, dataset, config_file_list, config_dict)
     if config["resume"] and not has_phases(model):
         raise InputError(f"resume: {model} has no phases to go on with; start it again, without resume")
     check_dataset(config)
@@ -297,7 +297,7 @@ def train(
         InputError: as `run_recbole`.
     """
     check_model(model)
-    config = _config(model, dataset, config_file_list, config_dict)
+    config = settled_config(model, dataset, config_file_list, config_dict)
     check_dataset(config)
     init_seed(config["seed"], config["reproducibility"])
     train_data, valid_data, _ = data_preparation(config, create_dataset(config))
@@ -321,7 +321,14 @@ def train(
     }
 
 
-def _config(model: str, dataset: str, config_file_list: list[str] | None, config_dict: dict[str, Any] | None) -> Config:
+def settled_config(
+    model: str, dataset: str, config_file_list: list[str] | None, config_dict: dict[str, Any] | None
+) -> Config:
+    """RecBole's config of a run, under the protocol `pad` unless another one is asked for, its values checked.
+
+    Raises:
+        InputError: for an unknown key, a value that cannot be, or settings that do not go together.
+    """
     settings = {"protocol": "pad", **_protocol_of_files(config_file_list), **(config_dict or {})}
     try:
         config = Config(model=model, dataset=dataset, config_file_list=config_file_list, config_dict=settings)
@@ -577,13 +584,14 @@ def _plain(result: Any) -> dict[str, float] | None:
 
 
 def _write_yaml(path: Path, settings: dict[str, Any]) -> None:
-    text = yaml.safe_dump({key: _yaml_value(value) for key, value in settings.items()})
+    text = yaml.safe_dump({key: yaml_value(value) for key, value in settings.items()})
     write_text(path, text)
 
 
-def _yaml_value(value: Any) -> Any:
+def yaml_value(value: Any) -> Any:
+    """A setting as YAML can hold it."""
     if isinstance(value, (list, tuple)):
-        return [_yaml_value(entry) for entry in value]
+        return [yaml_value(entry) for entry in value]
     if isinstance(value, dict):
-        return {str(key): _yaml_value(entry) for key, entry in value.items()}
+        return {str(key): yaml_value(entry) for key, entry in value.items()}
     return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)

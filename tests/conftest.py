@@ -19,7 +19,7 @@ import recbole_pad  # noqa: F401 - registers PAD before any RecBole import of a 
 from recbole_pad.backbone_classes import is_own, settings_file
 from recbole_pad.backbones import BACKBONES
 from recbole_pad.config import own_backbone_settings
-from recbole_pad.quick_start import _config
+from recbole_pad.quick_start import settled_config
 
 TINY_SETTINGS: dict[str, Any] = {
     "state": "ERROR",
@@ -126,7 +126,7 @@ def config(settings: Callable[..., dict[str, Any]]) -> Callable[..., Any]:
     """``config(model="PAD", dataset="tiny", **changes)``: a RecBole Config."""
 
     def make(model: str = "PAD", dataset: str = "tiny", **changes: Any) -> Any:
-        return _config(model, dataset, None, settings(model, **changes))
+        return settled_config(model, dataset, None, settings(model, **changes))
 
     return make
 

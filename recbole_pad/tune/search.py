@@ -24,7 +24,7 @@ from recbole_pad.config import PADConfig, own_backbone_settings, phase_view, unr
 from recbole_pad.errors import InputError
 from recbole_pad.keys import FIRST_READ_IN, PHASE_KEYS
 from recbole_pad.phases import PHASES
-from recbole_pad.quick_start import _config, _yaml_value, check_dataset, check_model
+from recbole_pad.quick_start import check_dataset, check_model, settled_config, yaml_value
 from recbole_pad.registration import has_our_backbone, has_phases
 from recbole_pad.registry import pick
 from recbole_pad.tune import outcome
@@ -92,7 +92,9 @@ def search(
     base = _base_config(model, dataset, config_file_list, settings)
     settings |= {key: value for key, value in _QUIET.items() if key not in base.external_config_dict}
     chosen_space = read_space(space, model)
-    _check_space(chosen_space, base, lambda chosen: _config(model, dataset, config_file_list, {**settings, **chosen}))
+    _check_space(
+        chosen_space, base, lambda chosen: settled_config(model, dataset, config_file_list, {**settings, **chosen})
+    )
     chosen_space = _read_by(chosen_space, base)
     pruning = pick(PRUNERS, pruner, "pruner")
     chooser = pick(SAMPLERS, sampler, "sampler")(chosen_space, int(base["seed"]))
@@ -101,7 +103,7 @@ def search(
     opened = _open_study(open_storage(storage, folder), f"{model}-{dataset}-{study}", base)
     opened.sampler, opened.pruner = chooser, pruning.make()
     _same_or_first(opened, _signature(base, chosen_space, pruner), chosen_space, base, sampler)
-    init_logger(_config(model, dataset, config_file_list, settings))
+    init_logger(settled_config(model, dataset, config_file_list, settings))
     objective = Objective(model, dataset, config_file_list, settings, base, chosen_space, pruning.step)
     given = {"model": model, "dataset": dataset, **_plain(base.external_config_dict)}
     worker = _Worker(opened, objective, folder, given, trials, None if timeout is None else started + timeout)
@@ -194,7 +196,7 @@ class _Worker:
 
 
 def _base_config(model: str, dataset: str, files: list[str] | None, settings: dict[str, Any]) -> Any:
-    base = _config(model, dataset, files, settings)
+    base = settled_config(model, dataset, files, settings)
     check_dataset(base)
     several = [key for key in ("nproc", "world_size") if base.external_config_dict.get(key, 1) not in (1, -1)]
     if several:
@@ -297,4 +299,4 @@ def _difference(key: str, before: Any, now: Any) -> str:
 
 def _plain(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings as values that JSON and YAML hold."""
-    return {key: _yaml_value(value) for key, value in settings.items()}
+    return {key: yaml_value(value) for key, value in settings.items()}

@@ -20,7 +20,7 @@ from recbole.utils import get_model, get_trainer
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
 from recbole_pad.evaluation.evaluate import ItemGroups, evaluate_split, split_ranks
-from recbole_pad.quick_start import _config, objective_function, run_recbole, train
+from recbole_pad.quick_start import objective_function, run_recbole, settled_config, train
 from tests.reference import baselines_loops as loops
 from tests.reference import ranks_loops
 
@@ -176,7 +176,7 @@ def pantry(real_data: Path) -> tuple[Any, Any, Pantry]:
 
 def _pantry_config(name: str, folder: Path) -> Any:
     changes = {"data_path": str(folder), "state": "ERROR", "show_progress": False, "checkpoint_dir": "saved"}
-    return _config(name, "prime_pantry", None, changes)
+    return settled_config(name, "prime_pantry", None, changes)
 
 
 @pytest.mark.slow
@@ -218,7 +218,7 @@ def test_prime_pantry_has_the_numbers_of_the_simple_baselines(name: str, pantry:
 
 def test_torch_seed_has_no_part(asked: Callable[..., dict[str, Any]]):
     """Nothing is drawn: the state of torch's generator is the same before and after building a model."""
-    config = _config("MarkovTextKNN", "tiny", None, asked())
+    config = settled_config("MarkovTextKNN", "tiny", None, asked())
     train_data = data_preparation(config, create_dataset(config))[0]
     before = torch.get_rng_state()
     get_model("MarkovTextKNN")(config, train_data._dataset)

@@ -28,7 +28,7 @@ LADDER: list[set[str]] = [
     {"registration", "speedups", "diagnose"},
     {"activation"},
     {"quick_start"},
-    {"quickstart", "tune", "experiments", "report"},
+    {"quickstart", "tune", "experiments", "report", "recommend"},
     {"__main__"},
 ]
 RUNG = {name: height for height, names in enumerate(LADDER) for name in names}

@@ -27,7 +27,7 @@ from recbole_pad.baselines.trainer import TrainingFreeTrainer
 from recbole_pad.data.dataset import PADDataset
 from recbole_pad.data.histories import Histories
 from recbole_pad.errors import InputError
-from recbole_pad.quick_start import _config, model_names
+from recbole_pad.quick_start import model_names, settled_config
 from recbole_pad.registration import MODELS
 from tests.reference import baselines_loops as loops
 
@@ -45,7 +45,7 @@ def config(data_path: Path) -> Make:
 
     def make(model: str, dataset: str = "tiny", **changes: Any) -> Any:
         base = {"data_path": str(data_path), "state": "ERROR", "show_progress": False, "eval_batch_size": 64}
-        return _config(model, dataset, None, {**base, "MAX_ITEM_LIST_LENGTH": NEWEST, **changes})
+        return settled_config(model, dataset, None, {**base, "MAX_ITEM_LIST_LENGTH": NEWEST, **changes})
 
     return make
 

@@ -33,7 +33,7 @@ from recbole_pad.experiments.measures import Measure, measures_of, rows_of
 from recbole_pad.experiments.pages import grouped, in_words
 from recbole_pad.experiments.tables import COLUMNS, csv_text, groups_table, latex_table, markdown_table
 from recbole_pad.experiments.variants import parse_settings, parse_variants, shared_settings
-from recbole_pad.quick_start import _config
+from recbole_pad.quick_start import settled_config
 
 N_USERS = 60
 TARGETS = np.arange(1, N_USERS + 1)
@@ -665,11 +665,11 @@ def test_every_variant_of_the_shipped_experiments_has_settings_that_are_known(
         tuned = [{key: value} for key, values in variant.tune.items() for value in values] or [{}]
         for values in tuned:
             asked = {**experiment.settings, **variant.settings, **values, "data_path": str(data_path)}
-            config = _config(variant.model, "tiny", None, asked)
+            config = settled_config(variant.model, "tiny", None, asked)
             PADConfig.read(config)
     trial = experiment.tuning.get("settings", {})
     assert set(experiment.tuning) <= {"seeds", "settings"}
-    PADConfig.read(_config("PAD", "tiny", None, {**experiment.settings, **trial, "data_path": str(data_path)}))
+    PADConfig.read(settled_config("PAD", "tiny", None, {**experiment.settings, **trial, "data_path": str(data_path)}))
 
 
 def test_published_settings_are_the_seed_papers():

@@ -25,7 +25,7 @@ from recbole_pad.dataset_prep.text_encoders import encoder_parts, text_encoder
 from recbole_pad.errors import InputError
 from recbole_pad.nn import text_transforms
 from recbole_pad.nn.text_transforms import Joint, transform_text
-from recbole_pad.quick_start import _config
+from recbole_pad.quick_start import settled_config
 from tests.reference import joint_text_loops, text_transforms_svd
 from tests.unit.test_text_transforms import table
 
@@ -289,7 +289,7 @@ def test_the_other_models_that_read_text_take_them_too(
         del asked["text_transform"]
     if name == "WhitenRec":
         asked["relaxed_groups"] = 2
-    config = _config(name, "tiny", None, {**settings, **asked})
+    config = settled_config(name, "tiny", None, {**settings, **asked})
     whole = create_dataset(config)
     train, _, test = data_preparation(config, whole)
     model = get_model(name)(config, train._dataset).eval()

@@ -25,7 +25,7 @@ from recbole_pad.errors import InputError
 from recbole_pad.experiments.variants import Variant
 from recbole_pad.keys import DATA_KEYS
 from recbole_pad.nn.text_transforms import transform_text
-from recbole_pad.quick_start import _config, model_names
+from recbole_pad.quick_start import model_names, settled_config
 from recbole_pad.registration import MODELS
 from recbole_pad.rivals.llmesr import CrossAttention, DualEncoder
 from recbole_pad.rivals.tower import Tower
@@ -56,7 +56,7 @@ def config(data_path: Path) -> Make:
         file = Path(recbole.__file__).parent / "properties" / "model" / f"{changes.get('backbone', 'SASRec')}.yaml"
         known = yaml.safe_load(file.read_text())
         sizes = {key: value for key, value in SIZES.items() if key in known}
-        return _config(model, dataset, None, {**TINY, **sizes, "data_path": str(data_path), **changes})
+        return settled_config(model, dataset, None, {**TINY, **sizes, "data_path": str(data_path), **changes})
 
     return make
 

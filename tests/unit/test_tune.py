@@ -22,7 +22,7 @@ from optuna.trial import TrialState, create_trial
 from recbole_pad.config import property_names
 from recbole_pad.errors import InputError
 from recbole_pad.phases import PHASES
-from recbole_pad.quick_start import _config
+from recbole_pad.quick_start import settled_config
 from recbole_pad.tune import engine, outcome, tune, workers
 from recbole_pad.tune.engine import PRUNERS, SAMPLERS, SeededByTrial, open_storage
 from recbole_pad.tune.phase_pruner import PhasePruner, epoch_of, step_of
@@ -126,12 +126,12 @@ def refused(tmp_path: Path, settings: Callable[..., dict[str, Any]]) -> Callable
     """``refused(text, model="PAD")``: the message with which the space is refused, or an empty string."""
 
     def check(text: str, model: str = "PAD", **changes: Any) -> str:
-        base = _config(model, "tiny", None, settings(model, **changes))
+        base = settled_config(model, "tiny", None, settings(model, **changes))
         try:
             _check_space(
                 space_of(tmp_path, text),
                 base,
-                lambda chosen: _config(model, "tiny", None, {**settings(model, **changes), **chosen}),
+                lambda chosen: settled_config(model, "tiny", None, {**settings(model, **changes), **chosen}),
             )
         except InputError as error:
             return str(error)
@@ -199,11 +199,11 @@ def test_every_value_of_a_shipped_space_is_accepted(name: str, data_path: Path):
     losses = ["ce", "bce"] if model == "PAD" else [None]
     for loss in losses:
         fixed = {**given, "loss": loss} if loss else given
-        base = _config(model, "tiny", None, fixed)
-        _check_space(space, base, lambda chosen, fixed=fixed: _config(model, "tiny", None, {**fixed, **chosen}))
+        base = settled_config(model, "tiny", None, fixed)
+        _check_space(space, base, lambda chosen, fixed=fixed: settled_config(model, "tiny", None, {**fixed, **chosen}))
         active = space.settings(lambda entry: entry.range.draw(random.Random(0)), base)
         assert ("n_negatives" in active) == (loss == "bce" and name == "PAD")
-    defaults = space.defaults(_config(model, "tiny", None, given))
+    defaults = space.defaults(settled_config(model, "tiny", None, given))
     assert list(defaults) == [entry.key for entry in space.parameters], "the config's own values lie in the space"
 
 
