@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -29,32 +28,6 @@ def bce(pos_score: Tensor, neg_score: Tensor) -> Tensor:
     """
     _check_negatives(pos_score, neg_score)
     return F.softplus(-at_least_float32(pos_score)).mean() + F.softplus(at_least_float32(neg_score)).mean()
-
-
-def softmax_ce(scores: Tensor, target: Tensor, allowed: Tensor | None = None) -> Tensor:
-    """Mean cross entropy of the target against every allowed item.
-
-    Args:
-        scores: shape (M, V), M >= 1.
-        target: item of each row, shape (M,), int64.
-        allowed: True for the items in the softmax, shape (V,), bool; None means all. A row's own target
-            counts as allowed in that row.
-
-    Returns:
-        A scalar >= 0, float32 or wider.
-
-    Raises:
-        ValueError: shapes that do not fit or are empty.
-    """
-    if scores.dim() != 2 or target.shape != scores.shape[:1] or not len(target):
-        raise ValueError(f"expected scores (M, V) and target (M,), got {tuple(scores.shape)} and {tuple(target.shape)}")
-    logits = at_least_float32(scores)
-    if allowed is not None:
-        if allowed.shape != scores.shape[1:]:
-            raise ValueError(f"allowed must have shape ({scores.shape[1]},), got {tuple(allowed.shape)}")
-        own = target.unsqueeze(1)
-        logits = logits.masked_fill(~allowed, -math.inf).scatter_(1, own, logits.gather(1, own))
-    return F.cross_entropy(logits, target)
 
 
 def sampled_softmax(
@@ -109,7 +82,7 @@ def _check_negatives(pos_score: Tensor, neg_score: Tensor) -> None:
         )
 
 
-LOSSES: dict[str, Callable[..., Tensor]] = {"ce": softmax_ce, "bce": bce, "sampled_softmax": sampled_softmax}
-"""The losses by config word. Their arguments differ: `ce` needs all scores, the others only samples."""
+LOSSES = ("ce", "bce", "sampled_softmax")
+"""The words of config key `loss`; what each computes in a step: `model.objectives.OBJECTIVES`."""
 N_NEGATIVES = {"bce": 1, "sampled_softmax": 1024}
 """`n_negatives: auto`: of each position (bce), or shared by a step (sampled_softmax)."""

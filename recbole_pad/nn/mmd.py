@@ -350,21 +350,8 @@ def _mmd_and_info_nce(text: Tensor, ids: Tensor, **settings: Any) -> Tensor:
     return _mmd(text, ids, **settings) + _info_nce(text, ids, **settings)
 
 
-def _none(
-    text: Tensor,
-    ids: Tensor,
-    *,
-    kernel: str,
-    alphas: Sequence[float],
-    temperature: float,
-    counts: Tensor | None = None,
-) -> Tensor:
-    return torch.zeros((), device=text.device)
-
-
 ALIGN_LOSSES: dict[str, AlignLoss] = {
     "mmd": _mmd,
     "infonce": _info_nce,
     "mmd+infonce": _mmd_and_info_nce,
-    "none": _none,
 }

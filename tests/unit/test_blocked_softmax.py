@@ -17,8 +17,8 @@ from recbole_pad.model.pad import PAD
 from recbole_pad.nn import blocked_softmax
 from recbole_pad.nn.blocked_softmax import blocked_softmax_ce
 from recbole_pad.nn.blocks import even_blocks
-from recbole_pad.nn.losses import softmax_ce
 from tests.reference import losses_loops
+from tests.reference.plain_softmax import softmax_ce
 
 BYTES = 8  # of a float64 score
 M, N = 7, 11

@@ -6,8 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from recbole_pad.nn.losses import LOSSES, bce, sampled_softmax, softmax_ce
+from recbole_pad.model.objectives import OBJECTIVES
+from recbole_pad.nn.losses import LOSSES, bce, sampled_softmax
 from tests.reference import losses_loops
+from tests.reference.plain_softmax import softmax_ce
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -29,36 +31,6 @@ def test_bce_takes_two_separate_means():
 
 def test_bce_stays_finite_for_huge_scores():
     assert bce(torch.tensor([-500.0]), torch.tensor([[500.0]])).item() == pytest.approx(1000.0)
-
-
-@pytest.mark.parametrize("masked", [False, True])
-def test_softmax_ce_equals_the_loops(masked: bool):
-    scores, target = normal(4, 6), torch.tensor([1, 2, 5, 3])
-    allowed = torch.tensor([not masked, True, True, not masked, True, True])
-    expected = losses_loops.softmax_ce(scores.tolist(), target.tolist(), allowed.tolist())
-    assert softmax_ce(scores, target, allowed if masked else None).item() == pytest.approx(expected, rel=1e-9)
-
-
-def test_softmax_ce_ignores_columns_that_are_not_allowed():
-    scores, target = normal(3, 5), torch.tensor([1, 2, 2])
-    allowed = torch.tensor([False, True, True, False, True])
-    other = scores.clone()
-    other[:, ~allowed] = 1e6
-    assert softmax_ce(scores, target, allowed).item() == softmax_ce(other, target, allowed).item()
-
-
-def test_softmax_ce_of_a_target_that_is_not_allowed_counts_its_own_column_only():
-    scores = torch.tensor([[0.0, 0.0, 9.0, 0.0]])
-    allowed = torch.tensor([False, False, False, True])
-    assert softmax_ce(scores, torch.tensor([1]), allowed).item() == pytest.approx(math.log(2))
-
-
-def test_softmax_ce_leaves_the_scores_alone_and_has_the_right_gradient():
-    scores, target = normal(3, 5).requires_grad_(), torch.tensor([0, 2, 4])
-    before = scores.detach().clone()
-    allowed = torch.tensor([False, True, True, False, True])
-    assert torch.autograd.gradcheck(lambda s: softmax_ce(s, target, allowed), (scores,))
-    assert torch.equal(scores.detach(), before)
 
 
 @pytest.mark.parametrize("corrected", [False, True])
@@ -110,9 +82,8 @@ def test_bce_and_sampled_softmax_have_the_right_gradient():
 
 def test_losses_of_half_precision_scores_are_float32():
     half = torch.zeros(2, 3, dtype=torch.bfloat16)
-    hit, target = torch.zeros(2, 3, dtype=torch.bool), torch.tensor([1, 2])
+    hit = torch.zeros(2, 3, dtype=torch.bool)
     assert bce(half[:, 0], half).dtype == torch.float32
-    assert softmax_ce(half, target).dtype == torch.float32
     assert sampled_softmax(half[:, 0], half, hit).dtype == torch.float32
 
 
@@ -123,15 +94,11 @@ def test_shapes_that_do_not_fit_are_refused():
         bce(torch.zeros(0), torch.zeros(0, 3))
     with pytest.raises(ValueError, match="neg_score"):
         bce(pos, torch.zeros(2))
-    with pytest.raises(ValueError, match="target"):
-        softmax_ce(neg, torch.zeros(3, dtype=torch.long))
-    with pytest.raises(ValueError, match="allowed"):
-        softmax_ce(neg, torch.zeros(2, dtype=torch.long), torch.ones(2, dtype=torch.bool))
     with pytest.raises(ValueError, match="neg_is_target"):
         sampled_softmax(pos, neg, hit[:, :2])
     with pytest.raises(ValueError, match="log_expected_count"):
         sampled_softmax(pos, neg, hit, pos)
 
 
-def test_losses_are_named_by_the_config_words():
-    assert LOSSES == {"ce": softmax_ce, "bce": bce, "sampled_softmax": sampled_softmax}
+def test_every_word_of_the_key_has_an_objective():
+    assert set(LOSSES) == set(OBJECTIVES)
