@@ -17,23 +17,18 @@ from recbole_pad.dataset_prep.digest import file_sha256
 from recbole_pad.errors import InputError
 from recbole_pad.files import write_text
 from recbole_pad.files import write_whole as write_whole
-from recbole_pad.keys import FIRST_READ_IN
+from recbole_pad.keys import FIRST_READ_IN, WITHOUT_EFFECT
 from recbole_pad.phases import PHASES, STARTS_FROM, WITHOUT_TEXT
 
 FORMAT = "recbole_pad checkpoint 1"
 NUMBERS = 4  # raised with every change that moves the numbers of a run: older phases are then not taken from a cache
 
-# Keys that change where and how a run happens, but not its numbers.
-_NOT_FINGERPRINTED = set(
-    (
-        "gpu_id use_gpu worker state data_path checkpoint_dir show_progress save_dataset dataset_save_path "
-        "save_dataloaders dataloaders_save_path log_wandb wandb_project config_files config_file resume "
-        "init_checkpoint init_experts phase_cache phases text_vectors_dir local_rank nproc world_size ip port offset "
-        "single_spec verbose device url loss_decimal_place eval_batch_size metrics topk text_encoder "
-        "text_fields text_template experts score_memory_mb text_memory_mb fast_data fast_evaluation diagnostics "
-        # the last ones change the data, of which the fingerprint has a digest
-        "exact_times cold_split cold_split_seed global_time_cuts"
-    ).split()
+# Beside keys without effect: what the fingerprint holds in another form, or what comes after training.
+_NOT_FINGERPRINTED = WITHOUT_EFFECT | set(
+    "config_files config_file resume single_spec url eval_batch_size metrics topk "  # of the run and its evaluation
+    "phases experts init_checkpoint init_experts "  # there as members and digests
+    "text_encoder text_fields text_template "  # a digest of the vectors
+    "exact_times cold_split cold_split_seed global_time_cuts".split()  # a digest of the data
 )
 
 
@@ -117,7 +112,7 @@ def _initial_weights(path: Path) -> str:
     return str((content.get("finished") and content.get("fingerprint")) or file_digest(path))
 
 
-def _settings_of(config: Any, unread: set[str]) -> dict[str, str]:
+def _settings_of(config: Any, unread: frozenset[str]) -> dict[str, str]:
     return {
         key: repr(value)
         for key, value in sorted(config.final_config_dict.items())

@@ -15,10 +15,9 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-T = TypeVar("T")
+from recbole_pad.keys import PROCESS_KEYS
 
-PROCESS_KEYS = ("nproc", "world_size", "ip", "port", "offset", "local_rank")
-"""Config keys that tell one process of a run from the others; they say nothing about its numbers."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)

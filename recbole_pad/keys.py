@@ -1,4 +1,4 @@
-"""Config keys by who reads them: what may differ by phase, what changes the data, what no earlier phase reads."""
+"""Config keys by who reads them: per phase, of the data, unread by earlier phases; and those that change no result."""
 
 from __future__ import annotations
 
@@ -25,3 +25,11 @@ FIRST_READ_IN = {
         "match_decay markov_decay expert_loss retrain_experts"
     ).split(),
 }
+# Keys that say where and how a run happens, but not what it gives. One process among others; where things lie; on what
+# machine; what is said and kept; how fast and in how much memory.
+PROCESS_KEYS = ("nproc", "world_size", "ip", "port", "offset", "group_offset", "local_rank")
+_PLACES = "data_path checkpoint_dir text_vectors_dir phase_cache dataset_save_path dataloaders_save_path"
+_MACHINE = "gpu_id use_gpu worker device"
+_TALK = "state show_progress verbose log_wandb wandb_project loss_decimal_place save_dataset save_dataloaders"
+_SPEED = "score_memory_mb text_memory_mb fast_data fast_evaluation diagnostics"
+WITHOUT_EFFECT = frozenset((*PROCESS_KEYS, *f"{_PLACES} {_MACHINE} {_TALK} {_SPEED}".split()))

@@ -31,13 +31,14 @@ from recbole_pad.checkpoint import RunFolder
 from recbole_pad.config import SELECTED_FEATURES, check_run, read_yaml
 from recbole_pad.data.histories import cuts_globally
 from recbole_pad.dataset_prep.header import read_header
-from recbole_pad.distributed import PROCESS_KEYS, Processes
+from recbole_pad.distributed import Processes
 from recbole_pad.errors import InputError
 from recbole_pad.evaluation.collector import Ranks
 from recbole_pad.evaluation.evaluate import ItemGroups, evaluate_split, split_ranks
 from recbole_pad.evaluation.rank_files import RANKS_FILE, write_ranks
 from recbole_pad.fast_evaluation import evaluate_with_ranks
 from recbole_pad.files import make_folder, write_text
+from recbole_pad.keys import PROCESS_KEYS
 from recbole_pad.phase_trainers import PhaseRecord, peak_memory_mb
 from recbole_pad.process_group import require_shared
 from recbole_pad.registration import MODELS, has_our_backbone, has_phases

@@ -13,7 +13,7 @@ import numpy as np
 
 from recbole_pad.checkpoint import write_json
 from recbole_pad.errors import InputError
-from recbole_pad.experiments.cells import PLACES, Cell, CellResult, Grid, on_screen
+from recbole_pad.experiments.cells import Cell, CellResult, Grid, on_screen
 from recbole_pad.experiments.compare import CELLS
 from recbole_pad.experiments.comparison import PairedTest, against_reference
 from recbole_pad.experiments.definition import Experiment, StudyVariant
@@ -23,6 +23,7 @@ from recbole_pad.experiments.pages import Choice, experiment_page, grouped
 from recbole_pad.experiments.tables import as_json, csv_text
 from recbole_pad.experiments.variants import is_trained
 from recbole_pad.files import write_text, write_whole
+from recbole_pad.keys import WITHOUT_EFFECT
 
 RESULTS = Path("experiment")
 
@@ -89,7 +90,7 @@ def run_experiment(
     stem = f"{experiment.name}-{dataset}"
     output.mkdir(parents=True, exist_ok=True)
     files = {suffix: output / f"{stem}.{suffix}" for suffix in ("md", "json", "csv", "png", "svg")}
-    of_all = {key: value for key, value in shared.items() if key not in PLACES}
+    of_all = {key: value for key, value in shared.items() if key not in WITHOUT_EFFECT}
     told = replace(experiment, settings={**experiment.settings, **of_all})
     page = experiment_page(told, dataset, rows, tests, choices, grid.failures, extra, command, stem)
     write_text(files["md"], page)

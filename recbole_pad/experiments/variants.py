@@ -13,6 +13,7 @@ from recbole.utils import argument_list
 from recbole_pad.config import properties, property_names, read_yaml, unread_keys
 from recbole_pad.errors import InputError
 from recbole_pad.experiments.cells import Cell
+from recbole_pad.keys import PROCESS_KEYS
 from recbole_pad.quick_start import check_model
 from recbole_pad.registration import MODELS
 from recbole_pad.registry import pick
@@ -25,7 +26,7 @@ _RECBOLE_KEYS = (
 )
 
 
-_NOT_SHARED = ("model", "dataset", "seed", "resume", "checkpoint_dir", "config_files", "nproc", "world_size")
+_NOT_SHARED = ("model", "dataset", "seed", "resume", "checkpoint_dir", "config_files", *PROCESS_KEYS)
 
 
 @dataclass(frozen=True)

@@ -15,21 +15,15 @@ from numpy.typing import NDArray
 
 from recbole_pad.errors import InputError
 from recbole_pad.evaluation.table import read_reports
+from recbole_pad.keys import WITHOUT_EFFECT
 
 SPACES = ("id", "text", "aligned")  # in spaces.npz
 _POINT_COLUMNS = ("count",)
 _STARTED = re.compile(r"-(\d{4})(\d{2})(\d{2})T\d{6}-")
-# Keys that say where and how a run happened, or are shown elsewhere: they do not make another model.
-_NOT_OF_A_MODEL = set(
-    (
-        "seed model dataset backbone protocol data_path checkpoint_dir text_vectors_dir phase_cache resume "
-        "init_checkpoint show_progress gpu_id use_gpu worker state log_wandb wandb_project nproc world_size ip port "
-        "offset local_rank verbose save_dataset dataset_save_path save_dataloaders dataloaders_save_path fast_data "
-        "fast_evaluation diagnostics cold_split_seed"
-    ).split()
+# Beside keys without effect: what is shown elsewhere, or makes no other model.
+_NOT_OF_A_MODEL = WITHOUT_EFFECT | set(
+    "seed model dataset backbone protocol resume init_checkpoint cold_split_seed".split()
 )
-
-
 _ALSO_SETTINGS = ("max_history", "positions")  # of a report's protocol: MAX_ITEM_LIST_LENGTH, positions
 
 

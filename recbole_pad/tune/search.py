@@ -22,7 +22,7 @@ from recbole_pad.backbone_classes import is_own, own_files, settings_file
 from recbole_pad.backbones import BACKBONES
 from recbole_pad.config import PADConfig, own_backbone_settings, phase_view, unread_keys
 from recbole_pad.errors import InputError
-from recbole_pad.keys import FIRST_READ_IN, PHASE_KEYS
+from recbole_pad.keys import FIRST_READ_IN, PHASE_KEYS, WITHOUT_EFFECT
 from recbole_pad.phases import PHASES
 from recbole_pad.quick_start import check_dataset, check_model, settled_config, yaml_value
 from recbole_pad.registration import has_our_backbone, has_phases
@@ -36,10 +36,6 @@ from recbole_pad.tune.workers import fail_abandoned
 _PATIENCE = 20  # failures in a row that end a search; fewer, if the study has no finished trial and wants fewer
 _MADE_WITH = "made_with"
 _QUIET = {"state": "WARNING", "show_progress": False}
-_MACHINE_KEYS = set(  # may differ between the workers of a study
-    "gpu_id use_gpu worker state data_path checkpoint_dir show_progress log_wandb wandb_project text_vectors_dir "
-    "phase_cache save_dataset dataset_save_path save_dataloaders dataloaders_save_path".split()
-)
 
 
 def search(
@@ -263,7 +259,7 @@ def _signature(base: Any, space: Space, pruner: str) -> dict[str, Any]:
         "valid_metric": base["valid_metric"],
         "pruner": pruner,
         "settings": {
-            key: value for key, value in _plain(base.external_config_dict).items() if key not in _MACHINE_KEYS
+            key: value for key, value in _plain(base.external_config_dict).items() if key not in WITHOUT_EFFECT
         },
         "backbone": [checkpoint.file_digest(file) for file in own_files(str(base["backbone"] or ""))],
         "data": {kind: checkpoint.file_digest(file) if file.is_file() else None for kind, file in data.items()},

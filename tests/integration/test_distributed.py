@@ -23,8 +23,9 @@ from recbole.utils import get_trainer
 
 from recbole_pad import checkpoint, launch, optimizers
 from recbole_pad.dataset_prep.encode_text import encode_items
-from recbole_pad.distributed import PROCESS_KEYS, Processes, single
+from recbole_pad.distributed import Processes, single
 from recbole_pad.errors import InputError
+from recbole_pad.keys import PROCESS_KEYS
 from recbole_pad.launch import Mailbox, ProcessError, process_settings, run_processes, torchrun_settings
 from recbole_pad.model.negatives import NegativeSampler
 from recbole_pad.model.pad import PAD

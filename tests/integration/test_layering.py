@@ -14,8 +14,8 @@ ROOT = Path(__file__).resolve().parents[2]
 # Lowest first. Entries of one rung do not import each other; modules of one package may.
 LADDER: list[set[str]] = [
     {"dataset_prep"},
-    {"errors"},
-    {"files", "registry", "phases", "keys", "patching", "seeding", "distributed", "launch", "budget"},
+    {"errors", "keys"},
+    {"files", "registry", "phases", "patching", "seeding", "distributed", "launch", "budget"},
     {"process_group"},
     {"compat"},
     {"nn", "backbones", "averaging"},
