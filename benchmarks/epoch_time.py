@@ -32,7 +32,7 @@ from recbole.utils import get_model, get_trainer, init_seed
 
 import recbole_pad  # noqa: F401 - registers PAD
 from recbole_pad.phase_trainers import PretrainTrainer
-from recbole_pad.quick_start import settled_config
+from recbole_pad.preflight import settled_config
 
 TARGET_RATIO = 60
 TURN_SECONDS = 5.0

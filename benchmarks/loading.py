@@ -94,7 +94,7 @@ def measure(folder: Path, name: str, side: str) -> dict[str, Any]:
     from common import cpu_and_wall
     from recbole.data import create_dataset, data_preparation
 
-    from recbole_pad.quick_start import settled_config
+    from recbole_pad.preflight import settled_config
 
     torch.set_num_threads(1)
     model, changes = SIDES[side]

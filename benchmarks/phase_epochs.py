@@ -32,7 +32,7 @@ from recbole.data import create_dataset, data_preparation
 import recbole_pad  # noqa: F401 - registers PAD
 from recbole_pad.model.pad import PAD
 from recbole_pad.phase_trainers import PHASE_TRAINERS
-from recbole_pad.quick_start import settled_config
+from recbole_pad.preflight import settled_config
 
 PUBLISHED = {"pretrain": 44.0, "align": 18_900.0, "finetune": 141.0}  # CPU s, the published code, the same core
 TARGETS = {"pretrain": 10.0, "align": 20.0, "finetune": 30.0}

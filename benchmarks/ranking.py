@@ -37,7 +37,7 @@ import recbole_pad  # noqa: F401 - registers PAD
 from recbole_pad.evaluation.evaluate import ItemGroups, evaluate_split
 from recbole_pad.evaluation.ranking import Items, rank_and_top_k, rank_targets
 from recbole_pad.model.pad import PAD
-from recbole_pad.quick_start import settled_config
+from recbole_pad.preflight import settled_config
 
 USERS, ITEMS, HISTORY, K = 12_871, 8_347, 9, 20  # items with padding
 BATCH = 1024

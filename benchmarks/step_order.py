@@ -26,7 +26,7 @@ from recbole_pad.evaluation.metrics import gains
 from recbole_pad.evaluation.rank_files import RANKS_FILE, read_ranks
 from recbole_pad.evaluation.significance import paired_bootstrap
 from recbole_pad.model.positions import newest_items
-from recbole_pad.quick_start import settled_config
+from recbole_pad.preflight import settled_config
 
 
 def last_ranks(cell: Path) -> list[Ranks]:

@@ -20,7 +20,7 @@ import recbole_pad  # noqa: F401 - registers PAD
 from recbole_pad.data.frequency import equal_mass_bins
 from recbole_pad.data.histories import Histories
 from recbole_pad.data.text_table import TextTable
-from recbole_pad.quick_start import settled_config
+from recbole_pad.preflight import settled_config
 
 N_BINS = 10
 

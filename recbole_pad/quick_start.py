@@ -9,14 +9,13 @@ import platform
 import sys
 import time
 import traceback
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from logging import getLogger
 from pathlib import Path
 from typing import Any
 
-import recbole.model
 import torch
 import yaml
 from recbole.config import Config
@@ -26,11 +25,7 @@ from recbole.utils import ModelType, get_model, get_trainer, init_logger, init_s
 
 import recbole_pad
 from recbole_pad import checkpoint, diagnose, launch
-from recbole_pad.budget import Budget, BudgetSpent
-from recbole_pad.checkpoint import RunFolder
-from recbole_pad.config import SELECTED_FEATURES, check_run, read_yaml
 from recbole_pad.data.histories import cuts_globally
-from recbole_pad.dataset_prep.header import read_header
 from recbole_pad.distributed import Processes
 from recbole_pad.errors import InputError
 from recbole_pad.evaluation.collector import Ranks
@@ -39,14 +34,14 @@ from recbole_pad.evaluation.rank_files import RANKS_FILE, write_ranks
 from recbole_pad.fast_evaluation import evaluate_with_ranks
 from recbole_pad.files import make_folder, write_text
 from recbole_pad.keys import PROCESS_KEYS
-from recbole_pad.phase_trainers import PhaseRecord, peak_memory_mb
-from recbole_pad.process_group import require_shared
-from recbole_pad.registration import MODELS, has_our_backbone, has_phases
-from recbole_pad.registry import nearest
-from recbole_pad.trainer import PADTrainer
+from recbole_pad.preflight import check_dataset, check_model, settled_config
+from recbole_pad.registration import has_our_backbone, has_phases
+from recbole_pad.training import Training, plain, training_of
 
 RESULT_FORMAT = 1
-_URLS = Path(recbole.config.__file__).parent.parent / "properties" / "dataset" / "url.yaml"
+_REPORTED = tuple(  # of a phase's record
+    "seconds peak_memory_mb epochs best_epoch best_valid_result train_loss valid_curve reused_from".split()
+)
 
 
 def run(
@@ -207,37 +202,25 @@ def run_recbole(
     groups, split = _item_groups(config, whole, valid_data, test_data), config["eval_args"]["split"]
     diagnostics = diagnose.follow(trainer, groups, valid_data)
     started = time.monotonic()
-    folder: RunFolder | None = None
-    opened = folder_opened or (lambda path: None)
-    if isinstance(trainer, PADTrainer):
-        trainer.folder_opened = opened
-    elif saved:
-        folder = processes.from_first(lambda: RunFolder.create(config, f"seed{config['seed']}"))
-        require_shared(folder.path, processes)
-        opened(folder.path)
-        trainer.saved_model_file = str(folder.model_file)
-    curve: list[list[float]] = []
-    best_valid_score, best_valid_result = _fit(
-        trainer, train_data, valid_data, saved, lambda epoch, score: curve.append([epoch, score])
-    )
-    record = _stock_record(trainer, len(train_data), time.monotonic() - started, curve)
-    processes.wait()
+    training = training_of(trainer, folder_opened or (lambda path: None))
+    best_valid_score, best_valid_result = training.fit(train_data, valid_data, saved)
     pairs = None if groups is None else groups.pairs(split, "test")
     test_result, test_ranks = evaluate_with_ranks(
         trainer, test_data, pairs, load_best_model=saved, show_progress=config["show_progress"]
     )
 
-    ranks: dict[str, Ranks] = {}
+    loaders = {"valid": valid_data, "test": test_data}
+    phases, ranks = _phase_reports(training, trainer, loaders, groups, test_ranks, diagnostics)
     report = {
         **_header(config, network),
-        "best_valid_result": _plain(best_valid_result),
-        "test_result": _plain(test_result),
-        "phases": _phase_reports(trainer, record, groups, valid_data, test_data, test_ranks, ranks, diagnostics),
+        "best_valid_result": plain(best_valid_result),
+        "test_result": plain(test_result),
+        "phases": phases,
         **({} if groups is None else {"items": diagnose.item_report(whole, groups, list(ranks.values())[-1])}),
         "total_seconds": time.monotonic() - started,
         "versions": _versions(),
     }
-    folder = trainer.folder if isinstance(trainer, PADTrainer) else folder
+    folder = training.folder
     if folder is not None and processes.is_first:
         if groups is not None:
             checkpoint.write_whole(folder.path / RANKS_FILE, partial(write_ranks, ranks, groups.counts))
@@ -304,148 +287,14 @@ def train(
     train_data, valid_data, _ = data_preparation(config, create_dataset(config))
     init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
     network = get_model(model)(config, train_data._dataset).to(config["device"])
-    trainer = get_trainer(config["MODEL_TYPE"], model)(config, network)
-    started = time.monotonic()
-
-    def epoch_done(epoch: int, score: float) -> None:
-        if validated is not None:
-            validated(getattr(network, "phase", "train"), epoch, score)
-
-    score, result = _fit(trainer, train_data, valid_data, False, epoch_done)
-    stock = {"train": _stock_record(trainer, len(train_data), time.monotonic() - started, [])}
-    records = trainer.records if isinstance(trainer, PADTrainer) else stock
+    training = training_of(get_trainer(config["MODEL_TYPE"], model)(config, network))
+    score, result = training.fit(train_data, valid_data, False, validated)
     kept = ("epochs", "best_epoch", "best_valid_score", "seconds", "reused_from")
     return {
         "best_valid_score": score,
-        "best_valid_result": _plain(result),
-        "phases": {name: {key: getattr(record, key) for key in kept} for name, record in records.items()},
+        "best_valid_result": plain(result),
+        "phases": {name: {key: getattr(record, key) for key in kept} for name, record in training.records.items()},
     }
-
-
-def settled_config(
-    model: str, dataset: str, config_file_list: list[str] | None, config_dict: dict[str, Any] | None
-) -> Config:
-    """RecBole's config of a run, under the protocol `pad` unless another one is asked for, its values checked.
-
-    Raises:
-        InputError: for an unknown key, a value that cannot be, or settings that do not go together.
-    """
-    settings = {"protocol": "pad", **_protocol_of_files(config_file_list), **(config_dict or {})}
-    try:
-        config = Config(model=model, dataset=dataset, config_file_list=config_file_list, config_dict=settings)
-    except InputError:
-        raise
-    except NotImplementedError as error:
-        raise InputError(f"metrics, eval_args: {error}") from error
-    except (ValueError, SyntaxError) as error:  # settings that do not go together, or come twice
-        raise InputError(str(error)) from error
-    check_run(config)
-    return config
-
-
-def _protocol_of_files(config_file_list: list[str] | None) -> dict[str, Any]:
-    """RecBole lets a dict win over files; our default of `protocol` must not."""
-    found: dict[str, Any] = {}
-    for file in config_file_list or []:
-        content = read_yaml(Path(file), f"config_files: {file} does not exist") or {}
-        if not isinstance(content, dict):
-            raise InputError(f"config_files: {file} holds no `key: value`, but {content!r}")
-        if "protocol" in content:
-            found["protocol"] = content["protocol"]
-    return found
-
-
-def model_names() -> list[str]:
-    """Names of our models, and of RecBole's, from the class files of its model packages."""
-    names: set[str] = set()
-    for folder in Path(recbole.model.__file__).parent.glob("*_recommender"):
-        text = "\n".join(path.read_text(encoding="utf-8") for path in folder.glob("*.py") if path.name != "__init__.py")
-        names |= {line[6:].split("(")[0].strip() for line in text.splitlines() if line.startswith("class ")}
-    lower = {path.stem for path in Path(recbole.model.__file__).parent.glob("*_recommender/*.py")}
-    return sorted({name for name in names if name.lower() in lower} | set(MODELS))
-
-
-def check_model(model: str) -> None:
-    """Refuse an unknown model name.
-
-    Raises:
-        InputError: naming the nearest known model.
-    """
-    known = model_names()
-    if model not in known:
-        raise InputError(
-            f"model: {model!r} is not a model of RecBole or of ours{nearest(model, known)}; known: {', '.join(known)}"
-        )
-
-
-def check_dataset(config: Any) -> None:
-    """Refuse a dataset that is not there, unless RecBole knows where to download it, or whose columns do not fit.
-
-    Raises:
-        InputError: naming the file that is missing, and the datasets that are there; or the column and the remedy.
-    """
-    folder, name = Path(config["data_path"]), config["dataset"]
-    files = [f"{name}.{part}.inter" for part in config["benchmark_filename"] or []] or [f"{name}.inter"]
-    missing = [file for file in files if not (folder / file).is_file()]
-    if not missing:
-        for file in files:
-            _check_header(folder / file, config)
-        _check_features(folder / f"{name}.item", config)
-        return
-    downloadable = yaml.safe_load(_URLS.read_text(encoding="utf-8"))
-    if not folder.exists() and name in downloadable:
-        getLogger().warning("dataset %s is not in %s: RecBole tries to download it", name, folder.parent)
-        return
-    present = sorted(path.parent.name for path in folder.parent.glob("*/*.inter") if path.stem == path.parent.name)
-    there = f"datasets in {folder.parent}: {', '.join(present)}" if present else f"{folder.parent} holds no dataset"
-    raise InputError(
-        f"dataset: {folder / missing[0]} does not exist{nearest(name, present)}; {there}. Set --data_path to "
-        "the folder that holds the dataset's folder; ml-100k needs no data_path"
-    )
-
-
-def _check_header(file: Path, config: Any) -> None:
-    """Refuse an `.inter` file without the columns of users, items and, where they are to be put in order, times.
-
-    Raises:
-        InputError: naming the column; or of `read_header`.
-    """
-    kinds = read_header(file, config["field_separator"], config["encoding"] or "utf-8")
-    needed = {"USER_ID_FIELD": "token", "ITEM_ID_FIELD": "token"}
-    if config["MODEL_TYPE"] == ModelType.SEQUENTIAL and not config["benchmark_filename"]:
-        needed["TIME_FIELD"] = "float"
-    for key, kind in needed.items():
-        name = config[key]
-        if name not in kinds:
-            raise InputError(
-                f"{file}: no column {name!r}; it has {', '.join(kinds)}: name one with --{key}=, or rename the column"
-            )
-        if kinds[name] != kind:
-            raise InputError(f"{file}, line 1: column {name!r} is of type {kinds[name]}; write {name}:{kind}")
-
-
-def _check_features(file: Path, config: Any) -> None:
-    """Refuse a model of item features (SASRecF, FDSA, ...) where the `.item` file has none of their names.
-
-    Raises:
-        InputError: naming the column and those that there are; or of `read_header`.
-    """
-    if not config[SELECTED_FEATURES]:
-        return
-    if not file.is_file():
-        raise InputError(f"{file} does not exist: {config['model']} reads columns of items ({SELECTED_FEATURES})")
-    columns, loads = read_header(file, config["field_separator"], config["encoding"] or "utf-8"), config["load_col"]
-    for feature in config[SELECTED_FEATURES]:
-        if feature not in columns:
-            raise InputError(
-                f"{SELECTED_FEATURES}: {file} has no column {feature!r}; it has {', '.join(columns)}: name some "
-                f"of them with --{SELECTED_FEATURES}="
-            )
-        if loads and loads.get("item") != "*" and feature not in loads.get("item", ()):
-            raise InputError(
-                f"load_col: {loads} leaves out the column {feature!r} of items, which {config['model']} reads; add "
-                f"item: [{config['ITEM_ID_FIELD']}, {', '.join(config[SELECTED_FEATURES])}]"
-            )
 
 
 def _item_groups(config: Any, whole: Any, valid_data: Any, test_data: Any) -> ItemGroups | None:
@@ -460,88 +309,33 @@ def _item_groups(config: Any, whole: Any, valid_data: Any, test_data: Any) -> It
 
 
 def _phase_reports(
+    training: Training,
     trainer: Any,
-    record: PhaseRecord,
+    loaders: Mapping[str, Any],
     groups: ItemGroups | None,
-    valid_data: Any,
-    test_data: Any,
     test_ranks: Ranks | None,
-    ranks: dict[str, Ranks],
     diagnostics: diagnose.Diagnostics | None,
-) -> dict[str, Any]:
-    """Each phase's own model on both held-out splits; a stock model has one phase, called ``train``.
+) -> tuple[dict[str, Any], dict[str, Ranks]]:
+    """Each phase's own model on both held-out splits (`loaders`), and its test ranks, where there are `groups`.
 
-    `test_ranks` are those of the last phase, which are not computed again. Test ranks of all phases go into `ranks`.
+    `test_ranks` are those of the last phase, which are not computed again.
     """
     split = trainer.config["eval_args"]["split"]
-    records = trainer.records if isinstance(trainer, PADTrainer) else {"train": record}
     reports: dict[str, Any] = {}
-    for phase, kept in records.items():
-        if isinstance(trainer, PADTrainer):
-            trainer.enter_phase(phase)
-        reports[phase] = {
-            "seconds": kept.seconds,
-            "peak_memory_mb": kept.peak_memory_mb,
-            "epochs": kept.epochs,
-            "best_epoch": kept.best_epoch,
-            "best_valid_result": kept.best_valid_result,
-            "train_loss": kept.train_loss,
-            "valid_curve": kept.valid_curve,
-            "reused_from": kept.reused_from,
-        }
+    ranks: dict[str, Ranks] = {}
+    for phase, record in training.records.items():
+        training.enter(phase)
+        reports[phase] = {key: getattr(record, key) for key in _REPORTED}
         if groups is not None:
-            is_last = phase == list(records)[-1]
+            is_last = phase == list(training.records)[-1]
             ranks[phase] = (test_ranks if is_last else None) or split_ranks(
-                trainer, test_data, groups.pairs(split, "test")
+                trainer, loaders["test"], groups.pairs(split, "test")
             )
-            for name, loader, known in (("valid", valid_data, None), ("test", test_data, ranks[phase])):
-                reports[phase][name] = evaluate_split(trainer, loader, groups, split, name, ranks=known)
+            for name, known in (("valid", None), ("test", ranks[phase])):
+                reports[phase][name] = evaluate_split(trainer, loaders[name], groups, split, name, ranks=known)
         if diagnostics is not None:
             reports[phase]["diagnostics"] = diagnostics.report()
-    return reports
-
-
-def _fit(
-    trainer: Any, train_data: Any, valid_data: Any, saved: bool, validated: Callable[[int, float], None]
-) -> tuple[float | None, dict[str, float] | None]:
-    """RecBole's `fit` within the budget of `train_seconds`; `validated` gets each epoch and its score."""
-    budget = Budget(trainer.config["train_seconds"])
-
-    def epoch_done(epoch: int, score: float) -> None:
-        validated(epoch, float(score))
-        budget(epoch, score)
-
-    try:
-        result: tuple[float | None, dict[str, float] | None] = trainer.fit(
-            train_data,
-            valid_data,
-            saved=saved,
-            show_progress=trainer.config["show_progress"],
-            callback_fn=epoch_done,
-        )
-    except BudgetSpent:
-        getLogger().info(f"train_seconds: {trainer.config['train_seconds']} s are over, training ends here")
-        return trainer.best_valid_score, trainer.best_valid_result
-    return result
-
-
-def _stock_record(trainer: Any, n_batches: int, seconds: float, curve: list[list[float]]) -> PhaseRecord:
-    """What RecBole's trainer remembers of its training, as a phase's record."""
-    losses = list(getattr(trainer, "train_loss_dict", {}).values())
-    mean = Processes.of(trainer.config).means([float(loss) for loss in losses])  # RecBole has that of its own rows
-    record = PhaseRecord(
-        epochs=len(losses),
-        train_loss=[loss / max(n_batches, 1) for loss in mean],
-        seconds=seconds,
-        peak_memory_mb=peak_memory_mb(trainer.config["device"]),
-        valid_curve=curve,
-    )
-    if trainer.best_valid_result:
-        n_evaluations = len(losses) // max(trainer.eval_step, 1)  # a training-free model has no epochs
-        record.best_epoch = (n_evaluations - trainer.cur_step) * trainer.eval_step - 1
-        record.best_valid_score = float(trainer.best_valid_score)
-        record.best_valid_result = _plain(trainer.best_valid_result) or {}
-    return record
+    return reports, ranks
 
 
 def _header(config: Any, network: Any) -> dict[str, Any]:
@@ -577,11 +371,6 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             versions[package] = "not installed"
     return versions
-
-
-def _plain(result: Any) -> dict[str, float] | None:
-    """RecBole's metrics as plain floats: numpy 2 prints np.float64(...)."""
-    return None if result is None else {key: float(value) for key, value in result.items()}
 
 
 def _write_yaml(path: Path, settings: dict[str, Any]) -> None:

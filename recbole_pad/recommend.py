@@ -20,7 +20,7 @@ from recbole_pad.config import read_yaml
 from recbole_pad.errors import InputError
 from recbole_pad.evaluation.ranking import SCORE_MEMORY_MB, Items, top_k
 from recbole_pad.phase_trainers import load_modules
-from recbole_pad.quick_start import check_dataset, settled_config
+from recbole_pad.preflight import check_dataset, settled_config
 from recbole_pad.registration import has_phases
 
 _USERS = 1024  # scored at once

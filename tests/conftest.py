@@ -19,7 +19,7 @@ import recbole_pad  # noqa: F401 - registers PAD before any RecBole import of a 
 from recbole_pad.backbone_classes import is_own, settings_file
 from recbole_pad.backbones import BACKBONES
 from recbole_pad.config import own_backbone_settings
-from recbole_pad.quick_start import settled_config
+from recbole_pad.preflight import settled_config
 
 TINY_SETTINGS: dict[str, Any] = {
     "state": "ERROR",

@@ -14,7 +14,7 @@ from recbole_pad.config import properties, property_names, read_yaml, unread_key
 from recbole_pad.errors import InputError
 from recbole_pad.experiments.cells import Cell
 from recbole_pad.keys import PROCESS_KEYS
-from recbole_pad.quick_start import check_model
+from recbole_pad.preflight import check_model
 from recbole_pad.registration import MODELS
 from recbole_pad.registry import pick
 

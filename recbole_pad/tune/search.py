@@ -24,7 +24,8 @@ from recbole_pad.config import PADConfig, own_backbone_settings, phase_view, unr
 from recbole_pad.errors import InputError
 from recbole_pad.keys import FIRST_READ_IN, PHASE_KEYS, WITHOUT_EFFECT
 from recbole_pad.phases import PHASES
-from recbole_pad.quick_start import check_dataset, check_model, settled_config, yaml_value
+from recbole_pad.preflight import check_dataset, check_model, settled_config
+from recbole_pad.quick_start import yaml_value
 from recbole_pad.registration import has_our_backbone, has_phases
 from recbole_pad.registry import pick
 from recbole_pad.tune import outcome

@@ -20,7 +20,8 @@ from recbole.utils import get_model, get_trainer
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
 from recbole_pad.evaluation.evaluate import ItemGroups, evaluate_split, split_ranks
-from recbole_pad.quick_start import objective_function, run_recbole, settled_config, train
+from recbole_pad.preflight import settled_config
+from recbole_pad.quick_start import objective_function, run_recbole, train
 from tests.reference import baselines_loops as loops
 from tests.reference import ranks_loops
 

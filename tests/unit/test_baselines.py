@@ -27,7 +27,7 @@ from recbole_pad.baselines.trainer import TrainingFreeTrainer
 from recbole_pad.data.dataset import PADDataset
 from recbole_pad.data.histories import Histories
 from recbole_pad.errors import InputError
-from recbole_pad.quick_start import model_names, settled_config
+from recbole_pad.preflight import model_names, settled_config
 from recbole_pad.registration import MODELS
 from tests.reference import baselines_loops as loops
 

@@ -33,7 +33,7 @@ from recbole_pad.experiments.measures import Measure, measures_of, rows_of
 from recbole_pad.experiments.pages import grouped, in_words
 from recbole_pad.experiments.tables import COLUMNS, csv_text, groups_table, latex_table, markdown_table
 from recbole_pad.experiments.variants import parse_settings, parse_variants, shared_settings
-from recbole_pad.quick_start import settled_config
+from recbole_pad.preflight import settled_config
 
 N_USERS = 60
 TARGETS = np.arange(1, N_USERS + 1)

@@ -25,7 +25,7 @@ from recbole_pad.dataset_prep.text_encoders import encoder_parts, text_encoder
 from recbole_pad.errors import InputError
 from recbole_pad.nn import text_transforms
 from recbole_pad.nn.text_transforms import Joint, transform_text
-from recbole_pad.quick_start import settled_config
+from recbole_pad.preflight import settled_config
 from tests.reference import joint_text_loops, text_transforms_svd
 from tests.unit.test_text_transforms import table
 

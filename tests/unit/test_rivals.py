@@ -25,7 +25,7 @@ from recbole_pad.errors import InputError
 from recbole_pad.experiments.variants import Variant
 from recbole_pad.keys import DATA_KEYS
 from recbole_pad.nn.text_transforms import transform_text
-from recbole_pad.quick_start import model_names, settled_config
+from recbole_pad.preflight import model_names, settled_config
 from recbole_pad.registration import MODELS
 from recbole_pad.rivals.llmesr import CrossAttention, DualEncoder
 from recbole_pad.rivals.tower import Tower

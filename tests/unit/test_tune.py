@@ -22,7 +22,7 @@ from optuna.trial import TrialState, create_trial
 from recbole_pad.config import property_names
 from recbole_pad.errors import InputError
 from recbole_pad.phases import PHASES
-from recbole_pad.quick_start import settled_config
+from recbole_pad.preflight import settled_config
 from recbole_pad.tune import engine, outcome, tune, workers
 from recbole_pad.tune.engine import PRUNERS, SAMPLERS, SeededByTrial, open_storage
 from recbole_pad.tune.phase_pruner import PhasePruner, epoch_of, step_of
