@@ -369,7 +369,7 @@ def _no_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _quickstart(known: argparse.Namespace, settings: list[str]) -> int:
-    from recbole_pad.quickstart import quickstart
+    from recbole_pad.demo import quickstart
 
     return quickstart()
 

@@ -143,12 +143,12 @@ def for_first_process(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
     def writer(logger: Any) -> Any:
         is_other = distributed.is_initialized() and distributed.get_rank() > 0
-        return _NoWriter() if is_other else original(logger)
+        return NoWriter() if is_other else original(logger)
 
     return writer
 
 
-class _NoWriter:
+class NoWriter:
     """A TensorBoard writer without a file."""
 
     def add_scalar(self, *args: Any, **kwargs: Any) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from recbole_pad.baselines.counts import decayed_history, popularity_ties, transition_probabilities
 from recbole_pad.baselines.text import item_texts
-from recbole_pad.config import check_number
+from recbole_pad.model_keys import number
 
 _CHUNK_BYTES = 2**22  # of the scores of a chunk of rows: they stay in cache, and little is held beside the result
 _NO_ZERO = 1e-9  # in a division by a largest score
@@ -93,7 +93,7 @@ class MarkovChain(TrainingFree):
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
-        self.decay = _number(config, "decay", 1.0)
+        self.decay = number(config, "decay", 0.0, 1.0)
         self.transitions = transition_probabilities(dataset.train_histories, self.n_items)
 
     def score(self, history: sp.csr_matrix) -> np.ndarray:
@@ -106,7 +106,7 @@ class TextKNN(TrainingFree):
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
-        self.decay = _number(config, "decay", 1.0)
+        self.decay = number(config, "decay", 0.0, 1.0)
         texts = item_texts(config, dataset)
         self.text_vectors, self.text_fingerprint = texts.vectors, texts.fingerprint
         self.text_columns = texts.vectors.T.tocsr() if sp.issparse(texts.vectors) else texts.vectors.T  # (D, V)
@@ -124,16 +124,11 @@ class MarkovTextKNN(TrainingFree):
         super().__init__(config, dataset)
         self.markov, self.text = MarkovChain(config, dataset), TextKNN(config, dataset)
         self.decay, self.text_fingerprint = self.markov.decay, self.text.text_fingerprint
-        self.text_weight = _number(config, "text_weight", 1e6)
+        self.text_weight = number(config, "text_weight", 0.0, 1e6)
 
     def score(self, history: sp.csr_matrix) -> np.ndarray:
         """As of `TrainingFree`."""
         return _by_largest(self.markov.score(history)) + self.text_weight * _by_largest(self.text.score(history))
-
-
-def _number(config: Any, key: str, high: float) -> float:
-    check_number(key, config[key], 0.0, high)
-    return float(config[key])
 
 
 def _dense(matrix: Any) -> np.ndarray:

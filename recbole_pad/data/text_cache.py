@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import uuid
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +18,7 @@ from torch import Tensor
 
 from recbole_pad.dataset_prep.digest import file_sha256
 from recbole_pad.errors import InputError
+from recbole_pad.files import write_whole
 from recbole_pad.nn.text_transforms import Joint, Vectors, transformed_blocks
 
 log = logging.getLogger(__name__)
@@ -137,21 +135,11 @@ def _make(vectors: Vectors | Joint, spec: str, path: Path, key: str) -> MappedVe
         temporary.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
     try:
-        _replace(path, write_rows)
-        _replace(path.with_suffix(".json"), write_manifest)
-    except OSError as error:
+        write_whole(path, write_rows)
+        write_whole(path.with_suffix(".json"), write_manifest)
+    except (OSError, InputError) as error:  # no room, or no folder
         raise InputError(
             f"{path}: the transformed text vectors cannot be written ({error}); make the folder writable, or raise "
             f"text_memory_mb above {shape[0] * width * 4 / 1e6:.0f} to keep them in memory"
         ) from error
     return MappedVectors(path, shape)
-
-
-def _replace(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, then move it there in one step; several processes may do so."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex}.tmp")
-    try:
-        write(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

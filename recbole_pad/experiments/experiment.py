@@ -15,11 +15,11 @@ from recbole_pad.checkpoint import write_json
 from recbole_pad.errors import InputError
 from recbole_pad.experiments.cells import Cell, CellResult, Grid, on_screen
 from recbole_pad.experiments.compare import CELLS
-from recbole_pad.experiments.comparison import PairedTest, against_reference
 from recbole_pad.experiments.definition import Experiment, StudyVariant
 from recbole_pad.experiments.figures import draw, require_matplotlib
 from recbole_pad.experiments.measures import Measure, Row, measures_of, rows_of
 from recbole_pad.experiments.pages import Choice, experiment_page, grouped
+from recbole_pad.experiments.paired_tests import PairedTest, against_reference
 from recbole_pad.experiments.tables import as_json, csv_text
 from recbole_pad.experiments.variants import is_trained
 from recbole_pad.files import write_text, write_whole

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from recbole_pad.evaluation.table import split_text
-from recbole_pad.experiments.comparison import PairedTest
 from recbole_pad.experiments.definition import Experiment
 from recbole_pad.experiments.measures import COLD, WARM, Measure, Row
+from recbole_pad.experiments.paired_tests import PairedTest
 from recbole_pad.experiments.tables import groups_table, markdown_table, paired_tests_table
 
 _LEVEL = 0.05

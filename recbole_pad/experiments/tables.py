@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from recbole_pad.experiments.comparison import PairedTest
 from recbole_pad.experiments.measures import COLD, OVER_20, PROTOCOLS, WARM, Measure, Row
+from recbole_pad.experiments.paired_tests import PairedTest
 
 COLUMNS: dict[str, Measure] = {
     "HR@10": Measure("masked", "all", "hit@10"),

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from recbole_pad.model.backbone import Backbone
 from recbole_pad.model.experts import aligned_vectors, id_vectors, text_vectors
 from recbole_pad.model.items import AlignedVectors, IDVectors, TextVectors
+from recbole_pad.model_keys import number, word
 from recbole_pad.nn.mmd import info_nce
-from recbole_pad.rivals.keys import number, word
 from recbole_pad.rivals.tower import Tower, TrainedBatch
 
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from recbole_pad.model.backbone import Backbone
 from recbole_pad.model.experts import id_vectors
+from recbole_pad.model_keys import word
 from recbole_pad.nn.text_transforms import transform_text
-from recbole_pad.rivals.keys import word
 from recbole_pad.rivals.tower import Tower
 
 INIT_AXES = ("pca", "whiten")

@@ -18,8 +18,8 @@ from recbole_pad.model.backbone import Backbone, is_item
 from recbole_pad.model.experts import Expert, id_vectors
 from recbole_pad.model.items import SCALE_ROWS, TextVectors
 from recbole_pad.model.positions import Encoder, places_in, with_padding
+from recbole_pad.model_keys import number, whole, word
 from recbole_pad.nn.adapter import TextAdapter
-from recbole_pad.rivals.keys import number, whole, word
 from recbole_pad.rivals.llm_init import INIT_AXES, start_from_text
 from recbole_pad.rivals.tower import Tower, TrainedBatch
 

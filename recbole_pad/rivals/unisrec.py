@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from recbole_pad.model.backbone import Backbone
 from recbole_pad.model.experts import id_vectors
 from recbole_pad.model.items import SCALE_ROWS, TextVectors
-from recbole_pad.rivals.keys import number, whole, word
+from recbole_pad.model_keys import number, whole, word
 from recbole_pad.rivals.tower import Tower, TrainedBatch
 from recbole_pad.rivals.whitenrec import SummedVectors
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from recbole_pad.data.text_cache import MappedVectors
 from recbole_pad.model.backbone import Backbone
 from recbole_pad.model.items import SCALE_ROWS, TextVectors, text_vectors_of
+from recbole_pad.model_keys import whole
 from recbole_pad.nn.adapter import TextAdapter
-from recbole_pad.rivals.keys import whole
 from recbole_pad.rivals.tower import Tower
 
 

@@ -15,6 +15,7 @@ import recbole.trainer.trainer
 from optuna.trial import Trial
 
 from recbole_pad.errors import InputError
+from recbole_pad.process_group import NoWriter
 from recbole_pad.quick_start import train
 from recbole_pad.tune.engine import StepOf
 from recbole_pad.tune.space import Space
@@ -104,18 +105,8 @@ def _without_tensorboard() -> Iterator[None]:
     """RecBole's trainers open a writer each, with a thread and a file, and close none; Optuna keeps the curves."""
     module = recbole.trainer.trainer
     original = module.get_tensorboard
-    module.get_tensorboard = lambda logger: _NoWriter()
+    module.get_tensorboard = lambda logger: NoWriter()
     try:
         yield
     finally:
         module.get_tensorboard = original
-
-
-class _NoWriter:
-    """Takes what a TensorBoard writer takes."""
-
-    def add_scalar(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing."""
-
-    def add_hparams(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing."""

@@ -21,14 +21,14 @@ LADDER: list[set[str]] = [
     {"nn", "backbones", "averaging"},
     {"backbone_classes"},
     {"config"},
-    {"data", "checkpoint", "optimizers"},
+    {"data", "checkpoint", "optimizers", "model_keys"},
     {"model", "evaluation", "baselines"},
     {"phase_trainers", "fast_evaluation", "rivals"},
     {"trainer"},
     {"registration", "speedups", "diagnose", "training"},
     {"activation", "preflight"},
     {"quick_start"},
-    {"quickstart", "tune", "experiments", "report", "recommend"},
+    {"demo", "tune", "experiments", "report", "recommend"},
     {"__main__"},
 ]
 RUNG = {name: height for height, names in enumerate(LADDER) for name in names}

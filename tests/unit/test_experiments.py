@@ -26,11 +26,11 @@ from recbole_pad.evaluation.rank_files import write_ranks
 from recbole_pad.evaluation.significance import paired_bootstrap
 from recbole_pad.experiments import cells
 from recbole_pad.experiments.cells import Cell, Grid, result_of
-from recbole_pad.experiments.comparison import against_best_other, against_reference
 from recbole_pad.experiments.definition import experiment_names, parse_experiment, read_experiment
 from recbole_pad.experiments.experiment import run_experiment
 from recbole_pad.experiments.measures import Measure, measures_of, rows_of
 from recbole_pad.experiments.pages import grouped, in_words
+from recbole_pad.experiments.paired_tests import against_best_other, against_reference
 from recbole_pad.experiments.tables import COLUMNS, csv_text, groups_table, latex_table, markdown_table
 from recbole_pad.experiments.variants import parse_settings, parse_variants, shared_settings
 from recbole_pad.preflight import settled_config

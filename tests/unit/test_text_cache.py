@@ -154,6 +154,7 @@ def test_a_break_while_writing_leaves_nothing(table: TextTable, monkeypatch: pyt
 
 
 def test_a_folder_that_cannot_be_written_names_the_key_that_avoids_it(table: TextTable, tmp_path: Path):
+    (tmp_path / "none").write_text("a file where a folder should be")
     nowhere = cache_file(tmp_path / "none" / "own.npy", "whiten", "0" * 64)
     with pytest.raises(InputError, match=r"none.*own\.whiten\.0{16}\.npy: .* raise text_memory_mb"):
         transformed_on_disk(table.read(), "whiten", nowhere, "0" * 64)

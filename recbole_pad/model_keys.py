@@ -1,4 +1,4 @@
-"""A rival's own config keys, read and checked; the shared ones are those of `PADConfig`."""
+"""Config keys of one model alone, read and checked; those that models share are in `PADConfig`."""
 
 from __future__ import annotations
 
