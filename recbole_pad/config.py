@@ -311,7 +311,7 @@ def phase_view(config: Any, phase: str) -> Any:
 
 def properties(*parts: str) -> dict[str, Any]:
     """The content of one of our property files, or an empty dict if there is none of that name."""
-    file = resources.files("recbole_pad.properties").joinpath(*parts)
+    file = property_file(*parts)
     return yaml.safe_load(file.read_text(encoding="utf-8")) or {} if file.is_file() else {}
 
 
@@ -327,6 +327,11 @@ def read_yaml(path: Path, missing: str) -> Any:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise InputError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
+
+
+def property_file(*parts: str) -> Path:
+    """Where our property file of this name is, if there is one."""
+    return Path(str(resources.files("recbole_pad.properties"))).joinpath(*parts)
 
 
 def property_names(folder: str) -> list[str]:

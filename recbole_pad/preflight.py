@@ -11,7 +11,7 @@ import yaml
 from recbole.config import Config
 from recbole.utils import ModelType
 
-from recbole_pad.config import SELECTED_FEATURES, check_run, read_yaml
+from recbole_pad.config import SELECTED_FEATURES, check_run, property_file, read_yaml
 from recbole_pad.dataset_prep.header import read_header
 from recbole_pad.errors import InputError
 from recbole_pad.registration import MODELS
@@ -25,12 +25,15 @@ def settled_config(
 ) -> Config:
     """RecBole's config of a run, under the protocol `pad` unless another one is asked for, its values checked.
 
+    Of `config_file_list`, ``pad_published`` is the file of the paper's choices that comes with the package.
+
     Raises:
         InputError: for an unknown key, a value that cannot be, or settings that do not go together.
     """
-    settings = {"protocol": "pad", **_protocol_of_files(config_file_list), **(config_dict or {})}
+    files = [_shipped(file) for file in config_file_list or []]
+    settings = {"protocol": "pad", **_protocol_of_files(files), **(config_dict or {})}
     try:
-        config = Config(model=model, dataset=dataset, config_file_list=config_file_list, config_dict=settings)
+        config = Config(model=model, dataset=dataset, config_file_list=files, config_dict=settings)
     except InputError:
         raise
     except NotImplementedError as error:
@@ -41,10 +44,16 @@ def settled_config(
     return config
 
 
-def _protocol_of_files(config_file_list: list[str] | None) -> dict[str, Any]:
+def _shipped(file: str) -> str:
+    """The file of settings that comes with the package under this name, ``pad_published``; any other one as it is."""
+    found = property_file("experiment", f"{file}.yaml")
+    return str(found) if found.is_file() and not Path(file).is_file() else file
+
+
+def _protocol_of_files(files: list[str]) -> dict[str, Any]:
     """RecBole lets a dict win over files; our default of `protocol` must not."""
     found: dict[str, Any] = {}
-    for file in config_file_list or []:
+    for file in files:
         content = read_yaml(Path(file), f"config_files: {file} does not exist") or {}
         if not isinstance(content, dict):
             raise InputError(f"config_files: {file} holds no `key: value`, but {content!r}")

@@ -9,6 +9,8 @@ import pytest
 import yaml
 
 from recbole_pad.config import properties
+from recbole_pad.errors import InputError
+from recbole_pad.preflight import settled_config
 from recbole_pad.quick_start import run_recbole
 
 FILE = Path(str(resources.files("recbole_pad.properties").joinpath("experiment", "pad_published.yaml")))
@@ -23,6 +25,17 @@ def test_the_published_choices_run_through_all_phases(settings: Callable[..., di
     assert list(report["phases"]) == ["pretrain", "align", "finetune"]
     assert [report["phases"][phase]["epochs"] for phase in report["phases"]] == [2, 2, 2]
     assert "hit@10" in report["phases"]["finetune"]["test"]["masked"]["all"]
+
+
+def test_the_file_is_known_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    by_name, by_path = (settled_config("PAD", "ml-100k", [file], {}) for file in ("pad_published", str(FILE)))
+    assert by_name["experts"] == ["rec", "align", "llm"]
+    assert by_name.final_config_dict == by_path.final_config_dict
+    Path("pad_published").write_text("n_layers: 7\n")  # a file of one's own wins
+    assert settled_config("PAD", "ml-100k", ["pad_published"], {})["n_layers"] == 7
+    with pytest.raises(InputError, match="config_files: pad_publisht does not exist"):
+        settled_config("PAD", "ml-100k", ["pad_publisht"], {})
 
 
 def test_every_key_that_pad_yaml_marks_with_a_published_value_is_in_the_file():
