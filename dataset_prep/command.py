@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .engines import ENGINES
+from .engines import ENGINES, Storage
 from .errors import InputError
 from .pick import pick
 from .prepare import TIES, prepare
@@ -86,9 +86,7 @@ def run_prepare(known: argparse.Namespace) -> int:
         ties=known.ties,
         seed=known.seed,
         entities=known.entities,
-        engine=known.engine,
-        memory_limit=known.memory_limit,
-        temp_dir=known.temp_dir,
+        storage=Storage(known.engine, known.memory_limit, known.temp_dir),
     )
     print(_told(manifest))
     files = [*(entry["file"] for entry in manifest["files"]), f"{known.name}.manifest.json"]

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from .atomic import InteractionCounts, file_digest, frequency_groups, write_inter, write_item
 from .clean import text_cleaner, token_of
-from .engines import Engine, choose, open_engine
+from .engines import Engine, Storage, choose, open_engine
 from .errors import InputError
 from .raw import expand
 from .recipe import DUPLICATES, Recipe
@@ -56,9 +56,7 @@ def prepare(
     ties: str = "keep",
     seed: int = 0,
     entities: str = "decode",
-    engine: str = "auto",
-    memory_limit: str = "1GB",
-    temp_dir: Path | None = None,
+    storage: Storage = Storage(),  # noqa: B008 - frozen
 ) -> dict[str, Any]:
     """Prepare a dataset: ``folder/name.inter``, ``.item`` and ``.manifest.json``.
 
@@ -72,9 +70,7 @@ def prepare(
         ties: keep: rows of one user and time in the order of the source; shuffle: in an order drawn by `seed`.
         seed: for `ties`.
         entities: decode or keep the HTML entities of texts.
-        engine: auto, pandas or duckdb; the same rows come out.
-        memory_limit: of DuckDB.
-        temp_dir: where DuckDB's file lies while it works; default: in `folder`.
+        storage: the engine, its memory and its place.
 
     Returns:
         The manifest.
@@ -90,11 +86,12 @@ def prepare(
     interaction_files, item_files = expand(interactions), expand(items)
     if not interaction_files:
         raise InputError("interactions: no raw file is named; use --interactions FILE ... or --download")
-    chosen = choose(engine, sum(file.stat().st_size for file in [*interaction_files, *item_files]))
+    chosen = choose(storage.engine, sum(file.stat().st_size for file in [*interaction_files, *item_files]))
     columns = list(source.item_columns) if item_files else []
 
-    with _workplace(folder) as place, _workplace(temp_dir if temp_dir not in (None, folder) else place) as spill:
-        with open_engine(chosen, columns, spill, memory_limit) as tables:
+    elsewhere = None if storage.temp_dir == folder else storage.temp_dir
+    with _workplace(folder) as place, _workplace(elsewhere or place) as spill:
+        with open_engine(chosen, columns, spill, storage.memory_limit) as tables:
             filters = [_read(source, interaction_files, tables, ties, seed)]
             if item_files:
                 filters += _read_items(source, item_files, tables, columns, clean)

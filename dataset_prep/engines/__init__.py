@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from .engine import INTERACTIONS, ITEMS, Engine
 from .in_memory import PandasEngine
 from .on_disk import DuckEngine
 
-__all__ = ["ENGINES", "INTERACTIONS", "ITEMS", "Engine", "choose", "open_engine"]
+__all__ = ["ENGINES", "INTERACTIONS", "ITEMS", "Engine", "Storage", "choose", "open_engine"]
 
 log = logging.getLogger(__name__)
 
@@ -21,8 +22,27 @@ ENGINES = ("auto", "pandas", "duckdb")
 LARGE = 200_000_000  # bytes of raw files, as they lie on disk, from which `auto` takes DuckDB
 
 
+@dataclass(frozen=True)
+class Storage:
+    """Where tables live while a dataset is prepared; the same rows come out.
+
+    Attributes:
+        engine: auto, pandas or duckdb.
+        memory_limit: of DuckDB.
+        temp_dir: where DuckDB's file lies while it works; None: in the dataset's folder.
+    """
+
+    engine: str = "auto"
+    memory_limit: str = "1GB"
+    temp_dir: Path | None = None
+
+
 def choose(word: str, n_bytes: int) -> str:
-    """The engine, pandas or duckdb: `word`, or for auto by the size of the raw files and by what is installed."""
+    """The engine, pandas or duckdb: `word`, or for auto by the size of the raw files and by what is installed.
+
+    Raises:
+        InputError: for another word.
+    """
     if word not in ENGINES:
         raise InputError(f"engine: {word!r} is not known; choose one of {', '.join(ENGINES)}")
     if word != "auto":

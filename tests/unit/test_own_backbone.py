@@ -29,6 +29,8 @@ from recbole_pad.model.backbone import Backbone
 from recbole_pad.model.backbone_laws import check_laws
 from recbole_pad.model.pad import PAD
 from recbole_pad.trainer import PADTrainer
+from recbole_pad.tune.search import _check_space, _signature
+from recbole_pad.tune.space import read_space
 
 MODULE = "own_models_of_a_test"
 SOURCE = '''
@@ -554,3 +556,17 @@ def test_the_class_of_the_documentation_is_a_causal_backbone(prepared, own_model
 def test_compare_takes_an_own_class():
     (variant,) = parse_variants([f"PAD:backbone={MODULE}:Mean:mean_size=20"])
     assert variant.settings == {"backbone": f"{MODULE}:Mean", "mean_size": 20}
+
+
+def test_a_study_knows_the_module_and_the_keys_of_an_own_class(config, tmp_path: Path, own_models):
+    name = f"{MODULE}:Mean"
+    (tmp_path / "space.yaml").write_text(f"backbone: {{choice: [SASRec, '{name}']}}\nmean_size: {{choice: [8, 16]}}\n")
+    space, base = read_space(str(tmp_path / "space.yaml"), "PAD"), config(backbone=name)
+    _check_space(space, base, lambda chosen: config(backbone=name, mean_size=chosen.get("mean_size", 8)))
+    before = _signature(base, space, "none")
+    own_models.write_text(SOURCE + "\n# another line\n", encoding="utf-8")
+    after = _signature(base, space, "none")
+    assert before["backbone"] != after["backbone"]
+    assert {key: value for key, value in before.items() if key != "backbone"} == {
+        key: value for key, value in after.items() if key != "backbone"
+    }

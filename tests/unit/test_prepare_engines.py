@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recbole_pad.dataset_prep import prepare as prepare_module
-from recbole_pad.dataset_prep.engines import LARGE, choose, open_engine
+from recbole_pad.dataset_prep.engines import LARGE, Storage, choose, open_engine
 from recbole_pad.dataset_prep.errors import InputError
 from recbole_pad.dataset_prep.prepare import prepare
 from recbole_pad.dataset_prep.recipe import PRESETS, Recipe
@@ -43,6 +43,7 @@ def source_of(rows: Sequence[kcore_loops.Row], items: Sequence[Item] = (), **cha
 def made(source: Source, folder: Path, recipe: Recipe, has_items: bool = True, **flags: Any) -> dict[str, Any]:
     raw = folder / "raw"
     raw.write_text("")
+    flags["storage"] = Storage(**{key: flags.pop(key) for key in ("engine", "memory_limit") if key in flags})
     return prepare(source, [raw], [raw] if has_items else [], folder, "d", recipe, **flags)
 
 
