@@ -19,9 +19,9 @@ def read_header(file: Path, separator: str = "\t", encoding: str = "utf-8") -> d
             of the types or stands there twice.
     """
     try:
-        with file.open(encoding=encoding) as lines:
-            header = lines.readline().rstrip("\r\n")
-    except UnicodeError as error:
+        with file.open("rb") as lines:
+            header = lines.readline().decode(encoding).rstrip("\r\n")
+    except (UnicodeError, LookupError) as error:
         raise InputError(f"{file}, line 1: not {encoding}: {error}; convert it") from error
     if not header:
         raise InputError(f"{file}, line 1: empty; write the columns, such as item_id:token, separated by {separator!r}")

@@ -224,11 +224,14 @@ def _recommend(known: argparse.Namespace, settings: list[str]) -> int:
 
 def _users(given: str | None) -> list[str] | None:
     if given is None or not given.startswith("@"):
-        return None if given is None else given.split(",")
+        return None if given is None else [user.strip() for user in given.split(",")]
     file = Path(given[1:])
     if not file.is_file():
         raise InputError(f"users: {file} does not exist; give a file with one user in a line")
-    return [line for line in file.read_text(encoding="utf-8").splitlines() if line]
+    try:
+        return [line for line in file.read_text(encoding="utf-8-sig").splitlines() if line]
+    except UnicodeError as error:
+        raise InputError(f"users: {file} is not UTF-8: {error}; convert it") from error
 
 
 def _add_tune(parser: argparse.ArgumentParser) -> None:

@@ -25,9 +25,9 @@ _RECBOLE_SETTINGS = Path(recbole.__file__).parent / "properties" / "model"
 _LIBRARIES = ("recbole", "torch", "builtins", "typing", "abc")
 
 
-def is_own(name: str) -> bool:
+def is_own(name: Any) -> bool:
     """Whether a backbone is a user's own class, written ``module:Class``."""
-    return ":" in name
+    return isinstance(name, str) and ":" in name
 
 
 def backbone_class(name: str) -> type[Any]:

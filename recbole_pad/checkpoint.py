@@ -114,10 +114,17 @@ def _initial_weights(path: Path) -> str:
 
 def _settings_of(config: Any, unread: frozenset[str]) -> dict[str, str]:
     return {
-        key: repr(value)
+        key: repr(_with_lists(value))
         for key, value in sorted(config.final_config_dict.items())
         if key not in unread and "." not in key and not isinstance(value, type)
     }
+
+
+def _with_lists(value: Any) -> Any:
+    """Tuples as lists, as they come back from a YAML file."""
+    if isinstance(value, (list, tuple)):
+        return [_with_lists(entry) for entry in value]
+    return {key: _with_lists(entry) for key, entry in value.items()} if isinstance(value, dict) else value
 
 
 def file_digest(path: Path) -> str:

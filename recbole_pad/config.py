@@ -8,11 +8,13 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from importlib import resources
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
 import yaml
-from recbole.utils import ModelType
+from recbole.evaluator.register import metric_types
+from recbole.utils import EvaluatorType, ModelType
 
 from recbole_pad.backbone_classes import backbone_spec, own_settings_files, settings_file
 from recbole_pad.budget import AUTO
@@ -211,9 +213,11 @@ def check_run(config: Any) -> None:
     for key, (low, high) in _RECBOLE_RANGES.items():
         if config[key] is not None:
             check_number(key, config[key], low, high, isinstance(low, int))
-    name, _, k = str(config["valid_metric"]).partition("@")
+    name, at, k = str(config["valid_metric"]).lower().partition("@")
     metrics, topk = (_as_list(config[key]) for key in ("metrics", "topk"))
-    if name.lower() not in [str(metric).lower() for metric in metrics] or (k and int(k) not in topk):
+    has_k = metric_types.get(name) == EvaluatorType.RANKING and name != "gauc"
+    is_computed = name in [str(metric).lower() for metric in metrics] and bool(at) == has_k
+    if config["eval_step"] and not (is_computed and (not at or k in map(str, topk))):
         raise InputError(
             f"valid_metric: {config['valid_metric']} is not computed; metrics: {metrics}, topk: {topk}. Add it there, "
             "or set another valid_metric"
@@ -225,7 +229,7 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def _is_number(value: Any, is_whole: bool = False) -> bool:
-    return isinstance(value, int if is_whole else (int, float)) and not isinstance(value, bool)
+    return isinstance(value, Integral if is_whole else Real) and not isinstance(value, bool)
 
 
 def _are_ends(start: Any) -> bool:
@@ -356,7 +360,11 @@ def shipped_settings(model: str, dataset: str) -> dict[str, Any]:
     """All that our property files say of a model on a dataset, under the protocol `pad`; see `add_plugin_settings`."""
     ours = model_settings(model)
     of_data = properties("model", "PAD.yaml") if ours else {}
-    return {**properties("protocol", "pad.yaml"), **of_data, **ours, **properties("dataset", f"{dataset}.yaml")}
+    of_dataset = properties("dataset", f"{dataset}.yaml")
+    own = settings_file(model)
+    if SELECTED_FEATURES not in (read_yaml(own, f"{own} does not exist") or {} if own else {}):
+        of_dataset.pop(SELECTED_FEATURES, None)
+    return {**properties("protocol", "pad.yaml"), **of_data, **ours, **of_dataset}
 
 
 def unread_keys(model: str) -> set[str]:
@@ -445,12 +453,18 @@ def _load_named_columns(internal: dict[str, Any], external: Mapping[str, Any]) -
         internal["load_col"] = {**internal["load_col"], "inter": named}
 
 
-def _load_selected_features(internal: dict[str, Any], external: Mapping[str, Any]) -> None:
-    """RecBole's models with item features (SASRecF, FDSA, ...) find the columns loaded on ml-100k only."""
+def _load_selected_features(internal: dict[str, Any], external: dict[str, Any]) -> None:
+    """RecBole's models with item features (SASRecF, FDSA, ...) find the columns loaded on ml-100k only.
+
+    Interactions of items without a line in `.item` stay, as for all other models.
+    """
     item = external.get("ITEM_ID_FIELD", internal["ITEM_ID_FIELD"])
+    if SELECTED_FEATURES in external:
+        external[SELECTED_FEATURES] = column_names(external[SELECTED_FEATURES])
     features = external.get(SELECTED_FEATURES, internal[SELECTED_FEATURES])
     if features and internal.get("load_col") and "item" not in internal["load_col"]:
         internal["load_col"] = {**internal["load_col"], "item": [item, *features]}
+    internal["filter_inter_by_user_or_item"] = False
 
 
 def _no_negatives_for_full_softmax(internal: dict[str, Any], external: Mapping[str, Any]) -> None:

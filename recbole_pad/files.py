@@ -17,6 +17,8 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         InputError: if the folder cannot be made or written into.
     """
     make_folder(path.parent, str(path))
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path}: is no file; name one")
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # not mkstemp: its files are private
     try:
         write(temporary)

@@ -1,4 +1,4 @@
-"""Config keys by who reads them: per phase, of the data, unread by earlier phases; and those that change no result."""
+"""Config keys by who reads them: per phase, of the data, unread by earlier phases; and those that change no weights."""
 
 from __future__ import annotations
 
@@ -25,11 +25,14 @@ FIRST_READ_IN = {
         "match_decay markov_decay expert_loss retrain_experts"
     ).split(),
 }
-# Keys that say where and how a run happens, but not what it gives. One process among others; where things lie; on what
-# machine; what is said and kept; how fast and in how much memory.
+FOLDER_KEYS = ("data_path", "checkpoint_dir", "text_vectors_dir", "phase_cache", "init_checkpoint")
+# Keys that say where a run finds things, not what it is.
+PLACES = frozenset({"data_path", "text_vectors_dir", "phase_cache", "gpu_id"})
+# Keys that say where and how a run happens, but not which weights it ends with. One process among others; where things
+# lie; on what machine; what is said and kept; how fast and in how much memory.
 PROCESS_KEYS = ("nproc", "world_size", "ip", "port", "offset", "group_offset", "local_rank")
-_PLACES = "data_path checkpoint_dir text_vectors_dir phase_cache dataset_save_path dataloaders_save_path"
-_MACHINE = "gpu_id use_gpu worker device"
+_FOLDERS = "checkpoint_dir dataset_save_path dataloaders_save_path"
+_MACHINE = "use_gpu worker device"
 _TALK = "state show_progress verbose log_wandb wandb_project loss_decimal_place save_dataset save_dataloaders"
 _SPEED = "score_memory_mb text_memory_mb fast_data fast_evaluation diagnostics"
-WITHOUT_EFFECT = frozenset((*PROCESS_KEYS, *f"{_PLACES} {_MACHINE} {_TALK} {_SPEED}".split()))
+WITHOUT_EFFECT = PLACES | frozenset((*PROCESS_KEYS, *f"{_FOLDERS} {_MACHINE} {_TALK} {_SPEED}".split()))

@@ -137,7 +137,7 @@ def _check_features(file: Path, config: Any) -> None:
     Raises:
         InputError: naming the column and those that there are; or of `read_header`.
     """
-    if not config[SELECTED_FEATURES]:
+    if not config[SELECTED_FEATURES] or SELECTED_FEATURES not in config.internal_config_dict:  # a key nobody reads
         return
     if not file.is_file():
         raise InputError(f"{file} does not exist: {config['model']} reads columns of items ({SELECTED_FEATURES})")

@@ -33,7 +33,7 @@ from recbole_pad.evaluation.evaluate import ItemGroups, evaluate_split, split_ra
 from recbole_pad.evaluation.rank_files import RANKS_FILE, write_ranks
 from recbole_pad.fast_evaluation import evaluate_with_ranks
 from recbole_pad.files import make_folder, write_text
-from recbole_pad.keys import PROCESS_KEYS
+from recbole_pad.keys import FOLDER_KEYS, PROCESS_KEYS
 from recbole_pad.preflight import check_dataset, check_model, settled_config
 from recbole_pad.registration import has_our_backbone, has_phases
 from recbole_pad.training import Training, plain, training_of
@@ -227,9 +227,7 @@ def run_recbole(
         if diagnostics is not None:
             checkpoint.write_whole(folder.path / diagnose.SPACES_FILE, diagnostics.write)
         checkpoint.write_json(folder.result_file, report)
-        given = {"model": model, "dataset": dataset, **config.external_config_dict}  # can be passed as --config_files
-        given = {key: value for key, value in given.items() if key not in PROCESS_KEYS}
-        _write_yaml(folder.path / "config.yaml", given)
+        _write_yaml(folder.path / "config.yaml", _given(config))
         _write_yaml(folder.path / "all_settings.yaml", config.final_config_dict)
         logger.info(f"result: {folder.result_file}")
     result = {
@@ -363,6 +361,17 @@ def _header(config: Any, network: Any) -> dict[str, Any]:
     }
 
 
+def _given(config: Any) -> dict[str, Any]:
+    """What was set, so that it can be passed as --config_files; places from the root, for another working directory."""
+    given = {"model": config["model"], "dataset": config["dataset"], **config.external_config_dict}
+    if config["text_vectors_dir"]:
+        given.setdefault("text_vectors_dir", config["text_vectors_dir"])
+    for key in FOLDER_KEYS:
+        if given.get(key):
+            given[key] = str(Path(given[key]).absolute())
+    return {key: value for key, value in given.items() if key not in PROCESS_KEYS}
+
+
 def _versions() -> dict[str, str]:
     versions = {"python": platform.python_version(), "recbole-pad": recbole_pad.__version__}
     for package in ("recbole", "torch", "numpy", "pandas", "transformers", "sentence-transformers"):
@@ -374,7 +383,7 @@ def _versions() -> dict[str, str]:
 
 
 def _write_yaml(path: Path, settings: dict[str, Any]) -> None:
-    text = yaml.safe_dump({key: yaml_value(value) for key, value in settings.items()})
+    text = yaml.safe_dump({key: yaml_value(value) for key, value in settings.items()}, sort_keys=False)
     write_text(path, text)
 
 

@@ -14,9 +14,10 @@ from recbole.data import create_dataset, data_preparation
 from recbole.data.interaction import Interaction
 from recbole.utils import get_model, init_seed
 
-from recbole_pad import checkpoint
+from recbole_pad import __version__, checkpoint
 from recbole_pad.checkpoint import RunFolder
 from recbole_pad.config import read_yaml
+from recbole_pad.data.histories import Histories
 from recbole_pad.errors import InputError
 from recbole_pad.evaluation.ranking import SCORE_MEMORY_MB, Items, top_k
 from recbole_pad.phase_trainers import load_modules
@@ -34,11 +35,13 @@ class TrainedRun:
         config: RecBole's config.
         dataset: the training split of `PADDataset`; its `histories` hold all interactions.
         model: PAD in its last phase, in evaluation mode.
+        recent: the newest interactions of each user, as many as the model reads.
     """
 
     config: Any
     dataset: Any
     model: Any
+    recent: Histories
 
     @classmethod
     def load(cls, run_folder: Path, settings: dict[str, Any] | None = None) -> TrainedRun:
@@ -57,6 +60,8 @@ class TrainedRun:
             raise InputError(f"{run_folder}: is a run of {named}; name a run of PAD")
         model, dataset = given.pop("model"), given.pop("dataset")
         config = settled_config(model, dataset, None, {**given, "resume": False, **(settings or {})})
+        if config["cold_split"]:
+            raise InputError(f"{run_folder}: has cold_split, which takes items out of histories; name a run without it")
         check_dataset(config)
         init_seed(config["seed"], config["reproducibility"])
         train_data, *_ = data_preparation(config, create_dataset(config))
@@ -67,30 +72,30 @@ class TrainedRun:
         content = checkpoint.load(file, config["device"])
         if not content["finished"] or content["fingerprint"] != checkpoint.fingerprint(config, split, phase):
             raise InputError(
-                f"{file}: is of other settings, data or texts than those of now (or not finished); the folder's "
-                f"config.yaml names {config['data_path']} and {config['text_vectors_dir']}: restore what was there, or "
-                "train again"
+                f"{file}: is of other settings, data, texts or another version of recbole-pad than now "
+                f"({__version__}), or not finished; its config.yaml names {config['data_path']} and "
+                f"{config['text_vectors_dir']}: restore what was there, or train again"
             )
         network.phase = phase
         load_modules(network, content["modules"])
-        return cls(config, split, network.eval())
+        return cls(config, split, network.eval(), split.histories.newest(network.max_seq_length))
 
     def user_ids(self, tokens: Collection[str] | None) -> np.ndarray:
         """Numbers of the users, ascending; None: all that have an interaction.
 
         Raises:
-            InputError: for users that the dataset does not know.
+            InputError: for users without an interaction.
         """
-        known = self.dataset.field2token_id[self.dataset.uid_field]
+        known, lengths = self.dataset.field2token_id[self.dataset.uid_field], self.dataset.histories.lengths
         if tokens is None:
-            return np.flatnonzero(self.dataset.histories.lengths)
-        unknown = [token for token in tokens if token not in known]
+            return np.flatnonzero(lengths)
+        unknown = [token for token in tokens if not lengths[known.get(token, 0)]]  # number 0 is no user
         if unknown:
             raise InputError(
                 f"users: {self.dataset.dataset_name} has no interaction of {', '.join(map(repr, unknown[:5]))}"
                 f"{f' and {len(unknown) - 5} more' if len(unknown) > 5 else ''}; name users of the .inter file"
             )
-        return np.unique([known[token] for token in tokens])
+        return np.unique(np.array([known[token] for token in tokens], dtype=np.int64))
 
     @torch.no_grad()
     def top_items(self, users: np.ndarray, k: int, repeats: bool = False) -> tuple[np.ndarray, np.ndarray]:
@@ -106,9 +111,8 @@ class TrainedRun:
         """
         model, histories, device = self.model, self.dataset.histories, self.config["device"]
         who = torch.from_numpy(users)
-        newest = histories.newest(model.max_seq_length)
-        rows, items = newest.pairs(who, 0)
-        length = torch.from_numpy(newest.lengths[users])
+        rows, items = self.recent.pairs(who, 0)
+        length = torch.from_numpy(self.recent.lengths[users])
         columns = torch.arange(len(rows)) - torch.repeat_interleave(length.cumsum(0) - length, length)
         item_seq = torch.zeros(len(users), model.max_seq_length, dtype=torch.int64)
         item_seq[rows, columns] = items

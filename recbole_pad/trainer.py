@@ -68,8 +68,6 @@ class PADTrainer(Trainer):
             InputError: if the gate has no validation rows to be fitted to, a checkpoint does not fit, or a folder
                 cannot be written.
         """
-        if self.config["phase_cache"]:
-            make_folder(Path(self.config["phase_cache"]), "phase_cache")
         self._check_gate_rows()
         dataset = train_data._dataset
         names = {phase: checkpoint.fingerprint(self.config, dataset, phase) for phase in self.settings.phases}
@@ -87,6 +85,8 @@ class PADTrainer(Trainer):
             reused = self._reuse(trainer)
             self.processes.wait()  # nobody may look at files of a phase that another has begun
             if not reused:
+                if self.config["phase_cache"]:
+                    make_folder(Path(self.config["phase_cache"]), "phase_cache")
                 learning = ", ".join(self.model.learning_experts()) or "no expert"
                 self.logger.info(f"phase {phase}: training {learning} of {', '.join(self.model.phase_modules())}")
                 trainer.fit(train_data, valid_data, verbose, saved, show_progress, callback_fn)

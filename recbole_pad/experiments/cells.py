@@ -32,7 +32,7 @@ from recbole_pad.errors import InputError
 from recbole_pad.evaluation.collector import Ranks
 from recbole_pad.evaluation.rank_files import RANKS_FILE, read_frequency, read_ranks
 from recbole_pad.files import write_text
-from recbole_pad.keys import WITHOUT_EFFECT
+from recbole_pad.keys import PLACES
 from recbole_pad.registration import has_phases
 
 _POLL_SECONDS = 2.0
@@ -64,7 +64,7 @@ class Cell:
     @cached_property
     def digest(self) -> str:
         """A name for everything but the seed that determines the result: versions, settings, defaults, and data."""
-        settings = {key: value for key, value in self.settings.items() if key not in WITHOUT_EFFECT}
+        settings = {key: value for key, value in self.settings.items() if key not in PLACES}
         versions = [NUMBERS, recbole_pad.__version__, recbole.__version__]
         defaults = shipped_settings(self.model, self.dataset)
         content: list[Any] = [versions, self.model, self.dataset, settings, defaults, self._data()]

@@ -23,7 +23,7 @@ from recbole_pad.experiments.paired_tests import PairedTest, against_reference
 from recbole_pad.experiments.tables import as_json, csv_text
 from recbole_pad.experiments.variants import is_trained
 from recbole_pad.files import write_text, write_whole
-from recbole_pad.keys import WITHOUT_EFFECT
+from recbole_pad.keys import PLACES
 
 RESULTS = Path("experiment")
 
@@ -90,7 +90,7 @@ def run_experiment(
     stem = f"{experiment.name}-{dataset}"
     output.mkdir(parents=True, exist_ok=True)
     files = {suffix: output / f"{stem}.{suffix}" for suffix in ("md", "json", "csv", "png", "svg")}
-    of_all = {key: value for key, value in shared.items() if key not in WITHOUT_EFFECT}
+    of_all = {key: value for key, value in shared.items() if key not in PLACES}
     told = replace(experiment, settings={**experiment.settings, **of_all})
     page = experiment_page(told, dataset, rows, tests, choices, grid.failures, extra, command, stem)
     write_text(files["md"], page)

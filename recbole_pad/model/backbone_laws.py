@@ -121,6 +121,8 @@ def _check_call(name: str, backbone: Backbone, rows: _Rows) -> None:
             f"backbone: {name}: with rows {spec.rows} its states must have the shape {expected} here, and are {found}; "
             "see docs/backbones.md"
         )
+    if spec.fixed_length and spec.rows == "sequences" and backbone.forward(*rows[2:]).shape[1:] != shape[1:]:
+        raise InputError(f"backbone: {name}: it shortens its states to the longest row; keep all {shape[1]} columns")
     if any(first_positions):
         raise InputError(
             f"backbone: {name}: it looks up positions from {first_positions[0]} on in its position_table, and PAD "

@@ -254,6 +254,7 @@ def _open_study(storage: BaseStorage, name: str, base: Any) -> Study:
 
 def _signature(base: Any, space: Space, pruner: str) -> dict[str, Any]:
     """What all trials of a study must have in common for their scores to be comparable."""
+    files = own_files(str(base["backbone"] or ""))
     data = {kind: Path(base["data_path"]) / f"{base['dataset']}.{kind}" for kind in ("inter", "item")}
     return {
         "space": json.loads(json.dumps(space.content)),
@@ -262,7 +263,7 @@ def _signature(base: Any, space: Space, pruner: str) -> dict[str, Any]:
         "settings": {
             key: value for key, value in _plain(base.external_config_dict).items() if key not in WITHOUT_EFFECT
         },
-        "backbone": [checkpoint.file_digest(file) for file in own_files(str(base["backbone"] or ""))],
+        **({"backbone": [checkpoint.file_digest(file) for file in files]} if files else {}),
         "data": {kind: checkpoint.file_digest(file) if file.is_file() else None for kind, file in data.items()},
     }
 
@@ -278,6 +279,8 @@ def _same_or_first(study: Study, signature: dict[str, Any], space: Space, base: 
         elif sampler != "grid":
             study.enqueue_trial(defaults, user_attrs={OWN_VALUES: True}, skip_if_exists=True)
         return
+    settings = before.get("settings", {})
+    before = {**before, "settings": {key: settings[key] for key in settings if key not in WITHOUT_EFFECT}}
     for key, value in signature.items():
         if before.get(key) != value:
             raise InputError(

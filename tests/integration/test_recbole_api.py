@@ -292,6 +292,21 @@ def test_a_model_of_item_features_runs_on_a_dataset_of_ones_own(model: str, sett
     assert result["test_result"]["hit@10"] > 0
 
 
+def test_models_of_item_features_are_tested_on_the_same_rows(settings: Settings, data_path: Path, tmp_path: Path):
+    """Also where items have no line in `.item`: RecBole would drop their interactions."""
+    (tmp_path / "gaps").mkdir()
+    for kind in ("inter", "item"):
+        lines = (data_path / "tiny" / f"tiny.{kind}").read_text().splitlines()
+        kept = [line for line in lines if kind == "inter" or line.split("\t")[0] not in ("i01", "i02", "i03")]
+        (tmp_path / "gaps" / f"gaps.{kind}").write_text("\n".join(kept) + "\n")
+    rows = []
+    for model in ("SASRec", "SASRecF"):
+        changes = settings(model, protocol="pad", train_neg_sample_args=None, epochs=1, data_path=str(tmp_path))
+        result = run_recbole(model, "gaps", config_dict={**changes, "selected_features": ["kind"]}, saved=False)
+        rows.append(result["report"]["phases"]["train"]["test"]["masked"]["all"]["n"])
+    assert rows[0] == rows[1] > 0
+
+
 @pytest.mark.parametrize(("model", "changes"), MODELS[:2])
 def test_a_run_that_is_not_saved_leaves_no_file(
     model: str, changes: dict[str, Any], settings: Settings, tmp_path: Path

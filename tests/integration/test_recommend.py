@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from recbole.data.interaction import Interaction
+from recbole.quick_start import load_data_and_model
 
 from recbole_pad.__main__ import main
 from recbole_pad.errors import InputError
@@ -45,9 +46,10 @@ def histories(data_path: Path) -> dict[str, list[str]]:
     return {user: [item for _, item in sorted(own)] for user, own in found.items()}
 
 
-def expected_lists(run: TrainedRun, data_path: Path, k: int, repeats: bool) -> dict[str, list[str]]:
-    """Score all items of each user alone, sort them, leave out those of the history; plain loops."""
-    dataset, model = run.dataset, run.model
+def expected_lists(run_folder: Path, data_path: Path, k: int, repeats: bool) -> dict[str, list[str]]:
+    """Score all items of each user alone by the model that RecBole loads, sort them, leave out the history; loops."""
+    _, model, dataset, *_ = load_data_and_model(str(run_folder / "model.pth"))
+    model.eval()
     number, token = dataset.field2token_id["item_id"], dataset.field2id_token["item_id"]
     lists = {}
     for user, items in histories(data_path).items():
@@ -83,7 +85,7 @@ def test_lists_are_the_sorted_scores_of_each_user(
     run_folder: Path, data_path: Path, tmp_path: Path, k: int, repeats: bool, caplog: pytest.LogCaptureFixture
 ):
     n_lines = recommend(run_folder, tmp_path / "lists.tsv", k, repeats=repeats)
-    expected = expected_lists(TrainedRun.load(run_folder), data_path, k, repeats)
+    expected = expected_lists(run_folder, data_path, k, repeats)
     found = read(tmp_path / "lists.tsv")
     assert len(found) == 40  # users of one interaction, too
     assert found == expected
@@ -123,10 +125,13 @@ def test_the_command_lists_the_users_that_are_asked_for(
         (["--users", "@none.txt"], "users: none.txt does not exist"),
         (["--k", "0"], "k: 0 is not a whole number from 1"),
         (["--output", "/proc/x/lists.tsv"], "the folder /proc/x cannot be made"),
-        (["--align.learning_rate=0.5"], "is of other settings, data or texts than those of now"),
-        (["--seed=8"], "is of other settings, data or texts"),
+        (["--align.learning_rate=0.5"], "is of other settings, data, texts or another version"),
+        (["--users", "[PAD]"], "has no interaction of '[PAD]'"),
+        (["--users", "@latin.txt"], "users: latin.txt is not UTF-8"),
+        (["--cold_split=0.3"], "has cold_split"),
+        (["--seed=8"], "is of other settings, data, texts"),
     ],
-    ids=range(6),
+    ids=range(9),
 )
 def test_what_cannot_be_listed_is_refused(
     run_folder: Path,
@@ -137,9 +142,10 @@ def test_what_cannot_be_listed_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ):
     monkeypatch.chdir(tmp_path)
+    Path("latin.txt").write_bytes("ü".encode("latin-1"))
     assert main(["recommend", str(run_folder), *words]) == 2
     assert message in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["latin.txt"]
 
 
 def test_a_folder_that_is_no_finished_run_of_pad_is_refused(
@@ -156,3 +162,28 @@ def test_a_folder_that_is_no_finished_run_of_pad_is_refused(
     (copy / "config.yaml").write_text(yaml.safe_dump({**given, "model": "SASRec"}))
     with pytest.raises(InputError, match="is a run of SASRec; name a run of PAD"):
         TrainedRun.load(copy)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"config_file_list": ["pad_published"], "n_layers": 1},
+        {"gate_start": {"rec": [1, 0], "align": [0, 0], "llm": [0, 1], "match": [0, 1], "markov": [1, 1]}},
+        {"mmd_bandwidths": (0.5, 1.0)},
+        {"phases": ["pretrain"]},
+        {"phases": ["pretrain", "finetune"], "experts": ["rec", "markov"]},
+    ],
+    ids=["published", "unsorted", "tuple", "one phase", "no texts"],
+)
+def test_runs_of_any_settings_are_found_again(
+    changes: dict[str, Any], settings: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path / "there")
+    files = changes.get("config_file_list")
+    asked = {**settings(epochs=1, checkpoint_dir="saved", text_vectors_dir="vectors"), **changes}
+    asked.pop("config_file_list", None)
+    folder = Path(str(run_recbole("PAD", "tiny", files, asked)["run_folder"])).absolute()
+    monkeypatch.chdir(tmp_path)
+    assert recommend(folder, Path("lists.tsv"), k=2) == 80
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["lists.tsv", "there"]  # no vectors were made again

@@ -10,6 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import recbole
 import yaml
@@ -20,10 +21,13 @@ import recbole_pad
 from recbole_pad import config as config_module
 from recbole_pad.backbones import BACKBONES
 from recbole_pad.compat import _NUMPY_ALIASES
-from recbole_pad.config import PADConfig, phase_view
+from recbole_pad.config import PADConfig, phase_view, shipped_settings
 from recbole_pad.errors import InputError
 from recbole_pad.keys import FIRST_READ_IN, PHASE_KEYS
 from recbole_pad.phases import PHASES
+from recbole_pad.preflight import check_dataset
+
+VALUES = {"split": {"RS": [8, 1, 1]}, "mode": "labeled"}
 
 ROOT = Path(recbole_pad.__file__).parent
 PROPERTIES = Path(config_module.resources.files("recbole_pad.properties").joinpath("model", "PAD.yaml"))
@@ -287,6 +291,43 @@ def test_models_of_item_features_get_their_columns_loaded(config):
     for other in (config("SASRec", "amazon_toys", protocol="pad"), config("PAD", "amazon_toys")):
         assert "item" not in other["load_col"]
         assert other["selected_features"] is None
+
+
+def test_a_key_of_item_features_means_nothing_to_other_models(config):
+    for model in ("SASRec", "BPR"):
+        check_dataset(config(model, selected_features=["no_such_column"]))
+    assert config("SASRecF", selected_features="kind")["selected_features"] == ["kind"]
+
+
+def test_item_features_change_the_cells_of_those_who_read_them_only():
+    assert "selected_features" not in shipped_settings("PAD", "amazon_toys")
+    assert "selected_features" not in shipped_settings("SASRec", "amazon_toys")
+    assert shipped_settings("FDSA", "amazon_toys")["selected_features"] == ["categories"]
+
+
+@pytest.mark.parametrize(
+    ("model", "changes"),
+    [
+        ("SASRec", {"topk": 20, "eval_step": 0}),  # never validated
+        ("PAD", {"seed": np.int64(3), "train_batch_size": np.int64(64)}),
+        ("PAD", {"valid_metric": "recall@20", "metrics": "Recall", "topk": 20}),
+        ("BPR", {"valid_metric": "AUC", "metrics": ["AUC", "LogLoss"], "eval_args": VALUES}),
+    ],
+)
+def test_settings_that_can_run_are_taken(config, model: str, changes: dict[str, Any]):
+    assert config(model, **changes)["model"] == model
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("valid_metric", "Hit"), ("valid_metric", "Hit@x"), ("valid_metric", "Hit@7"), ("valid_metric", "AUC@10"),
+        ("backbone", None), ("backbone", 3), ("seed", -1), ("seed", 1.5), ("train_batch_size", True),
+    ],
+)  # fmt: skip
+def test_settings_that_would_fail_later_are_refused(config, key: str, value: Any):
+    with pytest.raises(InputError, match=key):
+        config(**{key: value})
 
 
 def test_a_general_model_is_left_alone(config):
