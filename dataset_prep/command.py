@@ -62,7 +62,11 @@ def add_prepare(parser: argparse.ArgumentParser) -> None:
 
 
 def run_prepare(known: argparse.Namespace) -> int:
-    """Prepare a dataset and print what was dropped and what is there."""
+    """Prepare a dataset and print what was dropped and what is there.
+
+    Raises:
+        InputError: for a name that is no folder's, flags that do not go together, or as `prepare`.
+    """
     if not re.fullmatch(r"\w[\w.-]*", known.name):
         raise InputError(
             f"name: {known.name!r} names a folder and its files; use letters, digits, _ - and ., but no . or - in front"
@@ -152,7 +156,11 @@ def add_check(parser: argparse.ArgumentParser) -> None:
 
 
 def run_check(known: argparse.Namespace) -> int:
-    """Check a dataset and print its statistics; 1 if something is wrong with it."""
+    """Check a dataset and print its statistics; 1 if something is wrong with it.
+
+    Raises:
+        InputError: if there is none.
+    """
     from .check import check
 
     found = check(known.data_path / known.dataset, known.dataset, known.title_field)

@@ -101,6 +101,9 @@ def table_reader(layouts: Mapping[str, Layout], format_: str | None = None) -> R
     Args:
         layouts: layout by the format of a file (`dataset_prep.raw.FORMATS`).
         format_: the format of all files; default: from the name of each.
+
+    Raises (as files are read):
+        InputError: for a file of another format, or a record without a needed column, with its line.
     """
 
     def read(paths: Sequence[Path]) -> Iterator[Interaction]:
