@@ -130,7 +130,7 @@ UNIFORM = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user",
 @pytest.mark.parametrize(
     "changes",
     [
-        {"metrics": ["Hit", "GAUC"]},
+        {"metrics": ["Hit", "GAUC"], "valid_metric": "Hit@10"},
         {"metrics": ["NDCG", "ShannonEntropy"], "valid_metric": "NDCG@10"},
         {"eval_args": UNIFORM, "mask_history": False},
         {"fast_evaluation": False},
@@ -148,8 +148,8 @@ def test_everything_else_is_left_to_recbole(build: Build, monkeypatch: pytest.Mo
 
 
 def test_models_that_are_not_sequential_are_left_to_recbole(build: Build, monkeypatch: pytest.MonkeyPatch):
-    changes = {"MAX_ITEM_LIST_LENGTH": None, "metrics": ["Hit"], "protocol": None, "fast_evaluation": True}
-    trainer, _, _, test = build(model="BPR", **changes)
+    changes = {"MAX_ITEM_LIST_LENGTH": None, "metrics": ["Hit"], "valid_metric": "Hit@10", "protocol": None}
+    trainer, _, _, test = build(model="BPR", fast_evaluation=True, **changes)
     monkeypatch.setattr(RankCollector, "add", None)
     assert trainer.evaluate(test, load_best_model=False).keys() == {"hit@1", "hit@5", "hit@10"}
 
