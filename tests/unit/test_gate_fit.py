@@ -122,7 +122,7 @@ def test_the_expert_that_knows_the_answers_gains_weight_on_every_item(model: tup
 def test_an_expert_that_is_right_for_users_of_frequent_newest_items_gains_slope(
     model: tuple[Any, Any], knowing: str, frequent: bool
 ):
-    """Right only where the newest item is frequent, or rare: elsewhere, as all other experts, it guesses."""
+    """Right only where the newest item is frequent, or rare: elsewhere it guesses. All other experts say nothing."""
     network, loader = model
     tables = network.expert_vectors(torch.arange(network.n_items))
     expert = list(network.settings.experts).index(knowing)
@@ -138,7 +138,8 @@ def test_an_expert_that_is_right_for_users_of_frequent_newest_items_gains_slope(
 
     def states(interaction: Any) -> list[torch.Tensor]:
         users = interaction["user_id"].tolist()
-        made_up = [torch.randn(len(users), table.size(1), generator=generator) for table in tables]
+        made_up = [torch.zeros(len(users), table.size(1)) for table in tables]
+        made_up[expert] = torch.randn(len(users), tables[expert].size(1), generator=generator)
         for row, user in enumerate(users):
             if answers[user] is not None:
                 made_up[expert][row] = tables[expert][answers[user]] * 100
