@@ -25,7 +25,7 @@ NO_DROPOUT |= {"dropout_probs": [0.0, 0.0], "adapter_dropout": 0.0, "fusion_drop
 BFLOAT16 = 2e-2  # relative, of losses and scores; bfloat16 has 8 bits
 GRADIENT = 0.15  # relative, of the norm of a parameter's gradient: roundings of all layers add up
 # ... which of saturated attention is the small difference of large numbers: at least this share of the largest gradient
-LEAST = 1e-3
+LEAST = 1e-2
 Build = Callable[..., tuple[PAD, Any, Any]]
 
 
