@@ -118,7 +118,7 @@ class PADConfig:
         values = {field.name: config[field.name] for field in fields(cls)}
         values["text_fields"] = column_names(values["text_fields"])
         for key in ("phases", "experts", "mmd_bandwidths"):
-            values[key] = list(values[key]) if isinstance(values[key], (list, tuple)) else [values[key]]
+            values[key] = _as_list(values[key])
         for key in ("text_encoder", "text_transform"):
             values[key] = _joined(values[key])
         if values["n_negatives"] == AUTO:
@@ -341,9 +341,7 @@ def property_file(*parts: str) -> Path:
 def property_names(folder: str) -> list[str]:
     """Names (without suffix) of our property files in a folder."""
     return sorted(
-        entry.name.removesuffix(".yaml")
-        for entry in resources.files("recbole_pad.properties").joinpath(folder).iterdir()
-        if entry.name.endswith(".yaml")
+        entry.name.removesuffix(".yaml") for entry in property_file(folder).iterdir() if entry.name.endswith(".yaml")
     )
 
 
@@ -361,10 +359,15 @@ def shipped_settings(model: str, dataset: str) -> dict[str, Any]:
     ours = model_settings(model)
     of_data = properties("model", "PAD.yaml") if ours else {}
     of_dataset = properties("dataset", f"{dataset}.yaml")
-    own = settings_file(model)
-    if SELECTED_FEATURES not in (read_yaml(own, f"{own} does not exist") or {} if own else {}):
+    if SELECTED_FEATURES not in recbole_keys(model):
         of_dataset.pop(SELECTED_FEATURES, None)
     return {**properties("protocol", "pad.yaml"), **of_data, **ours, **of_dataset}
+
+
+def recbole_keys(model: str) -> set[str]:
+    """The keys that RecBole's property file of a model names; of an own class that of the model it inherits from."""
+    file = settings_file(model)
+    return set(yaml.safe_load(file.read_text(encoding="utf-8")) or {}) if file else set()
 
 
 def unread_keys(model: str) -> set[str]:

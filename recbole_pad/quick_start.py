@@ -187,17 +187,11 @@ def run_recbole(
         raise InputError(f"resume: {model} has no phases to go on with; start it again, without resume")
     check_dataset(config)
     processes = Processes.of(config)
-    init_seed(config["seed"], config["reproducibility"])
     _init_logger(config, processes)
     logger = getLogger()
     logger.info(config)
 
-    whole = create_dataset(config)
-    logger.info(whole)
-    train_data, valid_data, test_data = data_preparation(config, whole)
-    init_seed(config["seed"] + processes.rank, config["reproducibility"])
-    network = get_model(model)(config, train_data._dataset).to(config["device"])
-    logger.info(network)
+    whole, train_data, valid_data, test_data, network = data_and_model(config, processes.rank)
     trainer = get_trainer(config["MODEL_TYPE"], model)(config, network)
     groups, split = _item_groups(config, whole, valid_data, test_data), config["eval_args"]["split"]
     diagnostics = diagnose.follow(trainer, groups, valid_data)
@@ -245,6 +239,23 @@ def run_recbole(
     return result
 
 
+def data_and_model(config: Any, rank: int = 0) -> tuple[Any, Any, Any, Any, Any]:
+    """The whole dataset, its training, validation and test loader, and the model at its start.
+
+    Args:
+        config: as `settled_config` gives it.
+        rank: of the process: each draws its own start values and samples, from the same data.
+    """
+    init_seed(config["seed"], config["reproducibility"])
+    whole = create_dataset(config)
+    getLogger().info(whole)
+    train_data, valid_data, test_data = data_preparation(config, whole)
+    init_seed(config["seed"] + rank, config["reproducibility"])
+    network = get_model(config["model"])(config, train_data._dataset).to(config["device"])
+    getLogger().info(network)
+    return whole, train_data, valid_data, test_data, network
+
+
 def _init_logger(config: Config, processes: Processes) -> None:
     """RecBole's log, of the first process; the others write no file, and say nothing but errors."""
     make_folder(Path(config["checkpoint_dir"]), "checkpoint_dir")  # RecBole fails where two make it at once
@@ -281,10 +292,7 @@ def train(
     check_model(model)
     config = settled_config(model, dataset, config_file_list, config_dict)
     check_dataset(config)
-    init_seed(config["seed"], config["reproducibility"])
-    train_data, valid_data, _ = data_preparation(config, create_dataset(config))
-    init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
-    network = get_model(model)(config, train_data._dataset).to(config["device"])
+    _, train_data, valid_data, _, network = data_and_model(config, config["local_rank"])
     training = training_of(get_trainer(config["MODEL_TYPE"], model)(config, network))
     score, result = training.fit(train_data, valid_data, False, validated)
     kept = ("epochs", "best_epoch", "best_valid_score", "seconds", "reused_from")

@@ -10,9 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from recbole.data import create_dataset, data_preparation
 from recbole.data.interaction import Interaction
-from recbole.utils import get_model, init_seed
 
 from recbole_pad import __version__, checkpoint
 from recbole_pad.checkpoint import RunFolder
@@ -22,6 +20,7 @@ from recbole_pad.errors import InputError
 from recbole_pad.evaluation.ranking import SCORE_MEMORY_MB, Items, top_k
 from recbole_pad.phase_trainers import load_modules
 from recbole_pad.preflight import check_dataset, settled_config
+from recbole_pad.quick_start import data_and_model
 from recbole_pad.registration import has_phases
 
 _USERS = 1024  # scored at once
@@ -63,10 +62,8 @@ class TrainedRun:
         if config["cold_split"]:
             raise InputError(f"{run_folder}: has cold_split, which takes items out of histories; name a run without it")
         check_dataset(config)
-        init_seed(config["seed"], config["reproducibility"])
-        train_data, *_ = data_preparation(config, create_dataset(config))
+        _, train_data, _, _, network = data_and_model(config)
         split = train_data._dataset
-        network = get_model(model)(config, split).to(config["device"])
         phase = network.settings.phases[-1]
         file = RunFolder(run_folder).phase_file(phase)
         content = checkpoint.load(file, config["device"])

@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 
 import recbole_pad  # noqa: F401 - registers PAD before any RecBole import of a test
-from recbole_pad.backbone_classes import is_own, settings_file
+from recbole_pad.backbone_classes import is_own
 from recbole_pad.backbones import BACKBONES
-from recbole_pad.config import own_backbone_settings
+from recbole_pad.config import own_backbone_settings, recbole_keys
 from recbole_pad.preflight import settled_config
 
 TINY_SETTINGS: dict[str, Any] = {
@@ -113,8 +112,7 @@ def settings(data_path: Path) -> Callable[..., dict[str, Any]]:
         base = TINY_SETTINGS if model == "PAD" else {key: TINY_SETTINGS[key] for key in _STOCK_KEYS}
         backbone = str(changes.get("backbone", "SASRec"))
         if model == "PAD" and (backbone in BACKBONES or is_own(backbone)):
-            file = settings_file(backbone)
-            own = {**(yaml.safe_load(file.read_text()) if file else {}), **own_backbone_settings(backbone)}
+            own = {*recbole_keys(backbone), *own_backbone_settings(backbone)}
             base = {key: value for key, value in base.items() if key in own or key not in _BACKBONE_KEYS}
         return {**base, "data_path": str(data_path), **changes}
 

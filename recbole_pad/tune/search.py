@@ -11,16 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-import yaml
 from optuna.storages import BaseStorage
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from recbole.utils import init_logger
 
 from recbole_pad import checkpoint
-from recbole_pad.backbone_classes import is_own, own_files, settings_file
+from recbole_pad.backbone_classes import is_own, own_files
 from recbole_pad.backbones import BACKBONES
-from recbole_pad.config import PADConfig, own_backbone_settings, phase_view, unread_keys
+from recbole_pad.config import PADConfig, own_backbone_settings, phase_view, recbole_keys, unread_keys
 from recbole_pad.errors import InputError
 from recbole_pad.keys import FIRST_READ_IN, PHASE_KEYS, WITHOUT_EFFECT
 from recbole_pad.phases import PHASES
@@ -212,7 +211,7 @@ def _check_space(space: Space, base: Any, configs: Callable[[dict[str, Any]], An
     if has_our_backbone(base["model"]):
         named = [value for entry in space.parameters if entry.key == "backbone" for value in entry.range.ends()]
         for name in {*BACKBONES, *filter(is_own, map(str, named))}:
-            known |= {*_defaults_of(name), *own_backbone_settings(name)}
+            known |= {*recbole_keys(name), *own_backbone_settings(name)}
     space.check_keys(known, base.cmd_config_dict)
     space.check_values(lambda chosen: _check_config(configs(chosen)), base)
 
@@ -232,12 +231,6 @@ def _read_by(space: Space, base: Any) -> Space:
     if left_out:
         print(f"not searched, since no phase of {phases} reads them: {', '.join(left_out)}", flush=True)
     return space.only(set(keys) - unread)
-
-
-def _defaults_of(backbone: str) -> dict[str, Any]:
-    """RecBole's own settings of a backbone."""
-    file = settings_file(backbone)
-    return yaml.safe_load(file.read_text(encoding="utf-8")) or {} if file else {}
 
 
 def _check_config(config: Any) -> None:

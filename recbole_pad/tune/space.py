@@ -8,13 +8,12 @@ import random
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
-from importlib import resources
 from pathlib import Path
 from typing import Any, Protocol
 
 import yaml
 
-from recbole_pad.config import property_names
+from recbole_pad.config import property_file, property_names
 from recbole_pad.errors import InputError
 from recbole_pad.registry import nearest
 
@@ -270,8 +269,7 @@ def read_space(name: str | None, model: str) -> Space:
     shipped = property_names("space")
     name = name or model
     if name in shipped:
-        file = resources.files("recbole_pad.properties").joinpath("space", f"{name}.yaml")
-        return _parsed(f"space {name}", file.read_text(encoding="utf-8"))
+        return _parsed(f"space {name}", property_file("space", f"{name}.yaml").read_text(encoding="utf-8"))
     path = Path(name)
     if not path.is_file():
         raise InputError(
