@@ -1,10 +1,14 @@
-"""When training ends: a limit of time that every model keeps in the same way, and the patience of early stopping."""
+"""When training ends: a limit of time that every model keeps, the patience of early stopping, a loss that diverges."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Callable
+
+from torch import Tensor
+
+from recbole_pad.errors import InputError
 
 AUTO = "auto"
 _EVALUATIONS, _STEPS = 4, 300  # of `stopping_step: auto`
@@ -22,6 +26,24 @@ def patience(stopping_step: int | str, eval_step: int, steps_of_epoch: int) -> i
     if stopping_step != AUTO:
         return int(stopping_step)
     return max(_EVALUATIONS, math.ceil(_STEPS / max(1, steps_of_epoch * eval_step)))
+
+
+def refuse_nan_loss(loss: Tensor, what: str, learning_rate: float) -> None:
+    """End a training whose loss is NaN; RecBole's own error says no more than that.
+
+    Args:
+        loss: of one step.
+        what: what is trained, for the error.
+        learning_rate: its rate, likewise.
+
+    Raises:
+        InputError: if it is.
+    """
+    if loss.isnan():
+        raise InputError(
+            f"{what}: the training loss is NaN: training has diverged; choose a lower learning_rate than "
+            f"{learning_rate:g}, or limit the gradients with clip_grad_norm={{'max_norm': 1}}"
+        )
 
 
 class BudgetSpent(Exception):  # noqa: N818 - an end, not an error

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from recbole_pad import checkpoint
 from recbole_pad.averaging import WeightAverage
-from recbole_pad.budget import BudgetSpent, patience
+from recbole_pad.budget import BudgetSpent, patience, refuse_nan_loss
 from recbole_pad.checkpoint import RunFolder
 from recbole_pad.config import PADConfig, phase_view
 from recbole_pad.data.cold_split import withheld_of
@@ -196,6 +196,9 @@ class PhaseTrainer(Trainer):
         self.record.train_loss.append(float(total) / max(len(train_data), 1))
         self.record.epochs = epoch_idx + 1
         return losses
+
+    def _check_nan(self, loss: Tensor) -> None:
+        refuse_nan_loss(loss, f"phase {self.phase}, epoch {self.record.epochs}", self.learning_rate)
 
     def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
         """Called by RecBole's loop when the validation score is the best so far: keep the weights."""

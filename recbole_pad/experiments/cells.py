@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,15 +23,13 @@ import yaml
 from numpy.typing import NDArray
 
 import recbole_pad
-from recbole_pad.backbone_classes import own_files
-from recbole_pad.checkpoint import NUMBERS, file_digest
+from recbole_pad.checkpoint import NUMBERS
 from recbole_pad.config import shipped_settings
-from recbole_pad.data.text_table import OWN_FILE
-from recbole_pad.dataset_prep.text_encoders import encoder_parts
 from recbole_pad.errors import InputError
 from recbole_pad.evaluation.collector import Ranks
 from recbole_pad.evaluation.rank_files import RANKS_FILE, read_frequency, read_ranks
 from recbole_pad.files import write_text
+from recbole_pad.input_files import input_digests
 from recbole_pad.keys import PLACES
 from recbole_pad.registration import has_phases
 
@@ -73,14 +71,9 @@ class Cell:
         return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:10]
 
     def _data(self) -> list[str | None]:
-        """Digests of the dataset's files, and of the user's own vectors and backbone; None for a file not there."""
-        folder = Path(str(self.settings.get("data_path", "dataset"))) / self.dataset
-        files = [folder / f"{self.dataset}.inter", folder / f"{self.dataset}.item"]
-        named = self.settings.get("text_encoder", "")
-        parts = [part for name in (named if isinstance(named, list) else [named]) for part in encoder_parts(str(name))]
-        files += [Path(part.removeprefix(OWN_FILE)).expanduser() for part in parts if part.startswith(OWN_FILE)]
-        files += own_files(str(self.settings.get("backbone", "")))
-        return [_digest_of(file) for file in files]
+        get = self.settings.get
+        folder = Path(str(get("data_path", "dataset"))) / self.dataset
+        return [*input_digests(folder, self.dataset, get("text_encoder"), get("backbone")).values()]
 
     def folder(self, root: Path) -> Path:
         """Where the cell's run is kept below `root`."""
@@ -115,18 +108,6 @@ class CellResult:
     def frequency(self) -> NDArray[np.int64]:
         """Train frequency of each test row's target, in the order of `ranks`; errors likewise."""
         return read_frequency(self.folder / RANKS_FILE)
-
-
-def _digest_of(file: Path) -> str | None:
-    if not file.is_file():
-        return None
-    stat = file.stat()
-    return _digest_as_of(file, stat.st_size, stat.st_mtime_ns)
-
-
-@cache
-def _digest_as_of(file: Path, size: int, modified: int) -> str:
-    return file_digest(file)
 
 
 def result_of(cell: Cell, root: Path) -> CellResult | None:

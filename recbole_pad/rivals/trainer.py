@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from recbole.trainer import Trainer
+from torch import Tensor
 
 from recbole_pad.averaging import WeightAverage
-from recbole_pad.budget import patience
+from recbole_pad.budget import patience, refuse_nan_loss
 
 
 class RivalTrainer(Trainer):
@@ -32,6 +33,9 @@ class RivalTrainer(Trainer):
         if hasattr(train_data, "set_epoch"):  # a plain loader, of a user's own code, shuffles by itself
             train_data.set_epoch(epoch_idx)
         return super()._train_epoch(train_data, epoch_idx, *args, **kwargs)
+
+    def _check_nan(self, loss: Tensor) -> None:
+        refuse_nan_loss(loss, self.config["model"], self.learning_rate)
 
     def _valid_epoch(self, *args: Any, **kwargs: Any) -> Any:
         self.average.enter()

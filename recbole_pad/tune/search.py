@@ -16,11 +16,11 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from recbole.utils import init_logger
 
-from recbole_pad import checkpoint
-from recbole_pad.backbone_classes import is_own, own_files
+from recbole_pad.backbone_classes import is_own
 from recbole_pad.backbones import BACKBONES
 from recbole_pad.config import PADConfig, own_backbone_settings, phase_view, recbole_keys, unread_keys
 from recbole_pad.errors import InputError
+from recbole_pad.input_files import input_digests
 from recbole_pad.keys import FIRST_READ_IN, PHASE_KEYS, WITHOUT_EFFECT
 from recbole_pad.phases import PHASES
 from recbole_pad.preflight import check_dataset, check_model, settled_config
@@ -247,8 +247,6 @@ def _open_study(storage: BaseStorage, name: str, base: Any) -> Study:
 
 def _signature(base: Any, space: Space, pruner: str) -> dict[str, Any]:
     """What all trials of a study must have in common for their scores to be comparable."""
-    files = own_files(str(base["backbone"] or ""))
-    data = {kind: Path(base["data_path"]) / f"{base['dataset']}.{kind}" for kind in ("inter", "item")}
     return {
         "space": json.loads(json.dumps(space.content)),
         "valid_metric": base["valid_metric"],
@@ -256,8 +254,7 @@ def _signature(base: Any, space: Space, pruner: str) -> dict[str, Any]:
         "settings": {
             key: value for key, value in _plain(base.external_config_dict).items() if key not in WITHOUT_EFFECT
         },
-        **({"backbone": [checkpoint.file_digest(file) for file in files]} if files else {}),
-        "data": {kind: checkpoint.file_digest(file) if file.is_file() else None for kind, file in data.items()},
+        "data": input_digests(Path(base["data_path"]), base["dataset"], base["text_encoder"], base["backbone"]),
     }
 
 

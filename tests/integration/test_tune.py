@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 import yaml
@@ -301,6 +302,17 @@ def test_a_study_is_not_continued_with_other_data(kind: str, small: dict[str, An
     file.write_bytes(file.read_bytes()[:-2] + b"0\n")
     with pytest.raises(InputError, match=f"PAD-tiny-search was begun with data: {kind}: .*another --study"):
         tune("PAD", "tiny", 2, **options)
+
+
+def test_a_study_is_not_continued_with_other_vectors_of_ones_own(small: dict[str, Any]):
+    text = space("learning_rate: {float: [1e-3, 0.1]}\n")
+    options: dict[str, Any] = {"space": text, "config_dict": {**small, "text_encoder": "file:mine.npy"}}
+    np.save("mine.npy", np.zeros((2, 3)))
+    tune("PAD", "tiny", 1, **options)  # phase 1 alone reads no text
+    assert tune("PAD", "tiny", 2, **options)["counts"]["complete"] == 2
+    np.save("mine.npy", np.ones((2, 3)))
+    with pytest.raises(InputError, match=r"was begun with data: text_encoder file:mine.npy: .*another --study"):
+        tune("PAD", "tiny", 3, **options)
 
 
 def test_pruned_trials_count_and_those_of_other_workers_are_waited_for(small: dict[str, Any]):

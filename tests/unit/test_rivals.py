@@ -694,6 +694,13 @@ def test_similar_users_give_no_gradient(moved: Make):
 # --- training ---------------------------------------------------------------------------------------------
 
 
+def test_a_loss_that_is_not_a_number_ends_the_training(built: Make, config: Make, tmp_path: Path):
+    model, train, _ = built("IDRec")
+    trainer = RivalTrainer(config("IDRec", checkpoint_dir=str(tmp_path), learning_rate=1e30), model)
+    with pytest.raises(InputError, match=r"IDRec: the training loss is NaN: .* than 1e\+30, or"):
+        trainer.fit(train)
+
+
 def test_each_epoch_has_an_order_of_its_own_and_a_resumed_run_the_same(built: Make, config: Make, tmp_path: Path):
     orders: dict[str, list[list[int]]] = {}
     for run, epochs in (("whole", (0, 1)), ("again", (0, 1)), ("resumed", (1,))):

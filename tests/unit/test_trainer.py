@@ -73,6 +73,15 @@ def files_below(folder: Path) -> set[str]:
 # --- one phase alone ------------------------------------------------------------------------------
 
 
+def test_a_loss_that_is_not_a_number_ends_the_phase_and_names_it(build: Build):
+    parts = build(**{"pretrain.learning_rate": 0.25, "epochs": 3})
+    trainer = PretrainTrainer(parts.config, parts.model)
+    loss = parts.model.calculate_loss
+    parts.model.calculate_loss = lambda rows: loss(rows) * (math.nan if trainer.record.epochs == 1 else 1)
+    with pytest.raises(InputError, match=r"phase pretrain, epoch 1: the training loss is NaN.* than 0.25, or"):
+        trainer.fit(parts.train, parts.valid)
+
+
 @pytest.mark.parametrize("phase", PHASE_NAMES)
 def test_a_phase_moves_its_own_parameters_and_no_others(phase: str, build: Build):
     run = build()
