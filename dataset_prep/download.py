@@ -16,6 +16,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from .errors import InputError
+from .files import write_whole
 from .sources.source import Source
 
 __all__ = ["KNOWN", "Known", "download", "fetch"]
@@ -180,10 +181,12 @@ def _unpacked(archive: Path, member: str) -> Path:
             inside = [name for name in opened.namelist() if name.rpartition("/")[2] == member]
             if not inside:
                 raise InputError(f"{archive}: no {member} inside; is it the right archive?")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            temporary = target.with_name(f".{member}.tmp")
-            with opened.open(min(inside, key=len)) as source, temporary.open("wb") as file:
-                shutil.copyfileobj(source, file)
+
+            def unpack(path: Path) -> None:
+                with opened.open(min(inside, key=len)) as source, path.open("wb") as file:
+                    shutil.copyfileobj(source, file)
+
+            write_whole(target, unpack)
     except zipfile.BadZipFile as error:
         raise InputError(f"{archive}: not a zip file ({error}); delete it and fetch it again") from error
-    return temporary.replace(target)
+    return target

@@ -11,9 +11,8 @@ import datetime
 import hashlib
 import json
 import logging
-import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 
 from .digest import file_sha256
 from .errors import InputError
+from .files import left_over, make_folder, write_whole
 from .item_texts import read_item_texts, text_columns, text_digest
 from .shares import BATCHES_PER_SHARD, Alone, Shards, Team, encode_shared
 from .text_encoders import PerTextEncoder, TextEncoder, fill_zero_rows, package_version
@@ -108,7 +108,7 @@ def encode_items(
     text_fields = text_columns(item_file, text_fields, item_field)
     texts = read_item_texts(item_file, text_fields, item_field)
     npy, manifest_file = vector_files(folder, dataset, text_encoder, text_fields)
-    _make_folder(npy.parent)  # before the encoding, which may take hours
+    make_folder(npy.parent, str(npy))  # before the encoding, which may take hours
 
     model = load_text_encoder(text_encoder)
     items = sorted(texts)
@@ -170,8 +170,10 @@ def _write(npy: Path, manifest: dict[str, Any], encoded: _Encoded, items: list[s
         path.write_text(json.dumps(manifest, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
     manifest_file = npy.with_suffix(".json")
-    _replace(npy, write_vectors)
-    _replace(manifest_file, write_manifest)
+    for path, write in ((npy, write_vectors), (manifest_file, write_manifest)):
+        if left := left_over(path):
+            log.warning("left by another run, delete it if that was killed: %s", ", ".join(map(str, left)))
+        write_whole(path, write)
 
 
 @contextmanager
@@ -184,7 +186,7 @@ def encoding_alone(npy: Path) -> Iterator[None]:
     Raises:
         InputError: if the folder cannot be made or written.
     """
-    _make_folder(npy.parent)
+    make_folder(npy.parent, str(npy))
     file = npy.with_name(f".{npy.stem}.lock")
     lock = FileLock(file)
     try:
@@ -305,24 +307,3 @@ def _slug(word: str, longest: int = 80) -> str:
     if slug == word and len(word) <= longest:
         return word
     return f"{slug[-longest:]}-{hashlib.sha256(word.encode()).hexdigest()[:8]}"
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot make the folder {folder}: {error}; choose one you can write") from error
-    if not os.access(folder, os.W_OK):
-        raise InputError(f"cannot write into the folder {folder}; choose one you can write")
-
-
-def _replace(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, then move it there in one step."""
-    if left := sorted(map(str, path.parent.glob(f".{path.name}.*.tmp"))):
-        log.warning("left by another run, delete it if that was killed: %s", ", ".join(left))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        os.replace(temporary, path)  # noqa: PTH105 - one name to patch in the crash test
-    finally:
-        temporary.unlink(missing_ok=True)

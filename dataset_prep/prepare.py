@@ -29,6 +29,7 @@ from .atomic import InteractionCounts, file_digest, frequency_groups, write_inte
 from .clean import text_cleaner, token_of
 from .engines import Engine, Storage, choose, open_engine
 from .errors import InputError
+from .files import make_folder
 from .raw import expand
 from .recipe import DUPLICATES, Recipe
 from .sources.source import Interaction, Source
@@ -153,12 +154,9 @@ def tie_keys(rows: NDArray[np.int64], ties: str, seed: int) -> NDArray[np.int64]
 @contextmanager
 def _workplace(folder: Path) -> Iterator[Path]:
     """A folder beside the result for what is not whole yet; a killed run leaves it, and the next one says so."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        left = sorted(folder.glob(".preparing-*"))
-        place = Path(tempfile.mkdtemp(prefix=".preparing-", dir=folder))
-    except OSError as error:
-        raise InputError(f"cannot write into {folder}: {error}; choose another folder") from error
+    make_folder(folder, str(folder))
+    left = sorted(folder.glob(".preparing-*"))
+    place = Path(tempfile.mkdtemp(prefix=".preparing-", dir=folder))
     if left:
         log.warning("left by another run, delete it if that was killed: %s", ", ".join(map(str, left)))
     try:

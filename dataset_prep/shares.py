@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from .encoders.base import PerTextEncoder, Vectors, package_version
 from .errors import InputError
+from .files import write_whole
 from .text_encoders import text_encoder
 
 __all__ = ["BATCHES_PER_SHARD", "Alone", "Shards", "Team", "encode_shared", "threads_of_each"]
@@ -91,11 +92,12 @@ class Shards:
 
     def write(self, number: int, vectors: Vectors) -> None:
         """Keep a shard, whole or not at all."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = self.folder / f".{number}.{os.getpid()}.tmp"
-        with temporary.open("wb") as file:
-            np.save(file, np.asarray(vectors, dtype=np.float32), allow_pickle=False)
-        temporary.replace(self._file(number))
+
+        def save(path: Path) -> None:
+            with path.open("wb") as file:
+                np.save(file, np.asarray(vectors, dtype=np.float32), allow_pickle=False)
+
+        write_whole(self._file(number), save)
 
     def read(self, number: int) -> Vectors:
         """A shard; shape (its texts, D).

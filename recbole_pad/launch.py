@@ -11,7 +11,6 @@ import socket
 import sys
 import tempfile
 import traceback
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from typing import Any
 import torch.multiprocessing as multiprocessing
 from torch.multiprocessing.spawn import ProcessContext, ProcessException
 
+from recbole_pad.dataset_prep.files import write_whole
 from recbole_pad.dataset_prep.shares import threads_of_each
 from recbole_pad.errors import InputError
 
@@ -98,9 +98,7 @@ class Mailbox:
 
     def leave(self, name: str, content: Any) -> None:
         """Leave something under a name."""
-        temporary = self.folder / f".{name}.{uuid.uuid4().hex}"
-        temporary.write_bytes(pickle.dumps(content))
-        temporary.replace(self.folder / name)
+        write_whole(self.folder / name, lambda temporary: temporary.write_bytes(pickle.dumps(content)))
 
     def found(self, name: str) -> Any:
         """What was left under this name, or None."""

@@ -26,13 +26,13 @@ from recbole.utils import ModelType, get_model, get_trainer, init_logger, init_s
 import recbole_pad
 from recbole_pad import checkpoint, diagnose, launch
 from recbole_pad.data.histories import cuts_globally
+from recbole_pad.dataset_prep.files import make_folder, write_text
 from recbole_pad.distributed import Processes
 from recbole_pad.errors import InputError
 from recbole_pad.evaluation.collector import Ranks
 from recbole_pad.evaluation.evaluate import ItemGroups, evaluate_split, split_ranks
 from recbole_pad.evaluation.rank_files import RANKS_FILE, write_ranks
 from recbole_pad.fast_evaluation import evaluate_with_ranks
-from recbole_pad.files import make_folder, write_text
 from recbole_pad.keys import FOLDER_KEYS, PROCESS_KEYS
 from recbole_pad.preflight import check_dataset, check_model, settled_config
 from recbole_pad.registration import has_our_backbone, has_phases

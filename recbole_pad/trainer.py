@@ -12,9 +12,9 @@ from torch import nn
 from recbole_pad import checkpoint
 from recbole_pad.checkpoint import RunFolder
 from recbole_pad.config import PADConfig
+from recbole_pad.dataset_prep.files import make_folder
 from recbole_pad.distributed import Processes
 from recbole_pad.errors import InputError
-from recbole_pad.files import make_folder
 from recbole_pad.phase_trainers import (
     PHASE_TRAINERS,
     ModuleStates,

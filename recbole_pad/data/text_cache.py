@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from recbole_pad.dataset_prep.digest import file_sha256
+from recbole_pad.dataset_prep.files import write_whole
 from recbole_pad.errors import InputError
-from recbole_pad.files import write_whole
 from recbole_pad.nn.text_transforms import Joint, Vectors, transformed_blocks
 
 log = logging.getLogger(__name__)

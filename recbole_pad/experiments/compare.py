@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_pad.checkpoint import write_json
+from recbole_pad.dataset_prep.files import write_text
 from recbole_pad.errors import InputError
 from recbole_pad.experiments.cells import Cell, CellResult, Grid, on_screen
 from recbole_pad.experiments.measures import Row, rows_of
@@ -15,7 +16,6 @@ from recbole_pad.experiments.pages import comparison_page
 from recbole_pad.experiments.paired_tests import PairedTest, against_best_other
 from recbole_pad.experiments.tables import as_json, csv_text, latex_table
 from recbole_pad.experiments.variants import Variant
-from recbole_pad.files import write_text
 
 CELLS = Path("cells")
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from recbole_pad.checkpoint import write_json
+from recbole_pad.dataset_prep.files import write_text, write_whole
 from recbole_pad.errors import InputError
 from recbole_pad.experiments.cells import Cell, CellResult, Grid, on_screen
 from recbole_pad.experiments.compare import CELLS
@@ -22,7 +23,6 @@ from recbole_pad.experiments.pages import Choice, experiment_page, grouped
 from recbole_pad.experiments.paired_tests import PairedTest, against_reference
 from recbole_pad.experiments.tables import as_json, csv_text
 from recbole_pad.experiments.variants import is_trained
-from recbole_pad.files import write_text, write_whole
 from recbole_pad.keys import PLACES
 
 RESULTS = Path("experiment")

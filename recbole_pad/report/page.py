@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from recbole_pad.dataset_prep.files import write_text
 from recbole_pad.errors import InputError
-from recbole_pad.files import write_text
 from recbole_pad.report import figures, tables, words
 from recbole_pad.report.assets import SCRIPT, STYLE
 from recbole_pad.report.figures import Figure

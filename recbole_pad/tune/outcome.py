@@ -14,7 +14,7 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from recbole_pad import checkpoint
-from recbole_pad.files import write_text
+from recbole_pad.dataset_prep.files import write_text
 from recbole_pad.tune.trial import PHASES, REASON, RESULT, SECONDS, SETTINGS
 
 _NO_REASON = "its process ended without a word (killed, or out of memory?)"

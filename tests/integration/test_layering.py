@@ -15,14 +15,14 @@ ROOT = Path(__file__).resolve().parents[2]
 LADDER: list[set[str]] = [
     {"dataset_prep"},
     {"errors", "keys"},
-    {"files", "registry", "phases", "patching", "seeding", "distributed", "launch", "budget"},
+    {"registry", "phases", "patching", "seeding", "distributed", "launch", "budget"},
     {"process_group"},
     {"compat"},
     {"nn", "backbones", "averaging"},
     {"backbone_classes"},
     {"config"},
     {"data", "checkpoint", "optimizers", "model_keys"},
-    {"model", "evaluation", "baselines"},
+    {"model", "evaluation", "baselines", "input_files"},
     {"phase_trainers", "fast_evaluation", "rivals"},
     {"trainer"},
     {"registration", "speedups", "diagnose", "training"},
@@ -53,7 +53,6 @@ ALLOWED = {
     "averaging": {"torch"},
     "seeding": {"torch", "numpy"},
     "evaluation": {"torch", "numpy", "scipy"},
-    "files": set(),
     "report": {"numpy", "yaml", "plotly"},
 }
 

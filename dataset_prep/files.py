@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-from recbole_pad.errors import InputError
+from .errors import InputError
+
+__all__ = ["left_over", "make_folder", "write_text", "write_whole"]
+
+_TEMPORARY = ".{}.{}.tmp"
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -19,12 +24,17 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     make_folder(path.parent, str(path))
     if path.exists() and not path.is_file():
         raise InputError(f"{path}: is no file; name one")
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # not mkstemp: its files are private
+    temporary = path.with_name(_TEMPORARY.format(path.name, uuid.uuid4().hex))  # not mkstemp: its files are private
     try:
         write(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def left_over(path: Path) -> list[Path]:
+    """Temporary files of `write_whole` beside `path`: of a run that was killed, or of one that is writing now."""
+    return sorted(path.parent.glob(_TEMPORARY.format(glob.escape(path.name), "*")))
 
 
 def make_folder(folder: Path, what: str) -> None:
