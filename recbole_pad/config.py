@@ -84,6 +84,7 @@ class PADConfig:
     gate_fit: str
     gate_cold_weight: float
     match_decay: float
+    match_metric: str
     markov_decay: float
     expert_loss: str
     retrain_experts: bool
@@ -260,6 +261,7 @@ _WORDS: dict[str, tuple[str, ...]] = {
     "gate_norm": tuple(GATE_NORMS),
     "gate_form": tuple(GATES),
     "gate_users": tuple(USER_GATES),
+    "match_metric": ("cosine", "plda"),
     "align_start": ("pretrain", "random"),
     "gate_fit": ("train", "valid", "none"),
     "expert_loss": ("joint", "separate"),

@@ -25,7 +25,7 @@ def settled_config(
 ) -> Config:
     """RecBole's config of a run, under the protocol `pad` unless another one is asked for, its values checked.
 
-    Of `config_file_list`, ``pad_published`` is the file of the paper's choices that comes with the package.
+    Of `config_file_list`, ``pad_published`` and ``pad_training_free`` are files that come with the package.
 
     Raises:
         InputError: for an unknown key, a value that cannot be, or settings that do not go together.
@@ -45,7 +45,7 @@ def settled_config(
 
 
 def _shipped(file: str) -> str:
-    """The file of settings that comes with the package under this name, ``pad_published``; any other one as it is."""
+    """The file of settings that comes with the package under this name, or any other file as it is."""
     found = property_file("experiment", f"{file}.yaml")
     return str(found) if found.is_file() and not Path(file).is_file() else file
 

@@ -13,10 +13,14 @@ import numpy as np
 import scipy.sparse as sp
 
 from recbole_pad.config import PADConfig
+from recbole_pad.data.followers import follower_lists
 from recbole_pad.dataset_prep.item_texts import items_without_line, read_item_texts, text_columns
 from recbole_pad.errors import InputError
+from recbole_pad.model_keys import word
+from recbole_pad.nn.plda import fit_plda
 from recbole_pad.nn.text_transforms import shortest_of, unit_rows
 
+METRICS = ("cosine", "plda")
 TFIDF = {"min_df": 2, "ngram_range": (1, 2), "sublinear_tf": True, "stop_words": "english"}
 
 
@@ -34,7 +38,7 @@ class ItemTexts:
 
 
 def item_texts(config: Any, dataset: Any) -> ItemTexts:
-    """The text vectors that `text_encoder`, `text_fields` and `text_transform` ask for.
+    """The text vectors that `text_encoder`, `text_fields`, `text_transform` and `text_metric` ask for.
 
     ``text_encoder: tfidf`` gives the sparse tf-idf vectors themselves here, not PAD's projection of them on 256
     directions, which loses much of what a nearest-neighbour search lives on (docs/baselines.md).
@@ -44,27 +48,38 @@ def item_texts(config: Any, dataset: Any) -> ItemTexts:
         dataset: a split of `PADDataset`.
 
     Raises:
-        InputError: for a sparse encoder with a transform, most items without a line in the .item file, texts without a
-            word that occurs twice, or as `find_text_table` and `TextTable.transformed`.
+        InputError: for a sparse encoder with a transform or a metric, most items without a line in the .item file,
+            texts without a word that occurs twice, or as `find_text_table` and `TextTable.transformed`.
     """
     settings = PADConfig.read(config)
+    metric = word(config, "text_metric", METRICS)
     sparse = SPARSE_ENCODERS.get(settings.text_encoder)
-    return _dense_texts(settings, dataset) if sparse is None else _sparse_texts(sparse, settings, dataset)
+    if sparse is None:
+        return _dense_texts(settings, metric, dataset)
+    for key, value, usual in (
+        ("text_transform", settings.text_transform, "none"),
+        ("text_metric", metric, METRICS[0]),
+    ):
+        if value != usual:
+            raise InputError(
+                f"{key}: {value!r} needs dense vectors, but the training-free models use text_encoder "
+                f"{settings.text_encoder!r} as a sparse matrix; set {key}: {usual}, or name dense vectors, such as "
+                "PAD's (text_encoder: minilm+tfidf, text_transform: whiten)"
+            )
+    return _sparse_texts(sparse, settings, dataset)
 
 
-def _dense_texts(settings: PADConfig, dataset: Any) -> ItemTexts:
+def _dense_texts(settings: PADConfig, metric: str, dataset: Any) -> ItemTexts:
     table = dataset.text_table
     vectors = table.transformed(settings.text_transform, memory_mb=math.inf)
-    return ItemTexts(unit_rows(vectors, shortest_of(vectors[1:])).numpy(), table.fingerprint)
+    vectors = unit_rows(vectors, shortest_of(vectors[1:]))
+    if metric == "plda":
+        plda = fit_plda(lambda items: vectors[items], follower_lists(dataset.train_histories, len(vectors)))
+        vectors = vectors if plda is None else plda(vectors)
+    return ItemTexts(vectors.numpy(), table.fingerprint)
 
 
 def _sparse_texts(encode: Callable[[Sequence[str]], sp.csr_matrix], settings: PADConfig, dataset: Any) -> ItemTexts:
-    if settings.text_transform != "none":
-        raise InputError(
-            f"text_transform: {settings.text_transform!r} needs dense vectors, but the training-free models use "
-            f"text_encoder {settings.text_encoder!r} as a sparse matrix; set text_transform: none, or name dense "
-            "vectors, such as PAD's (text_encoder: file:text_vectors/NAME.npy)"
-        )
     file = Path(dataset.dataset_path) / f"{dataset.dataset_name}.item"
     columns = text_columns(file, settings.text_columns, dataset.iid_field)
     texts = read_item_texts(file, columns, dataset.iid_field)

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from recbole_pad.config import PADConfig
 from recbole_pad.data.text_cache import MappedVectors
 from recbole_pad.distributed import Processes
+from recbole_pad.nn.plda import PLDA, fit_plda
+from recbole_pad.nn.ragged import Ragged
 from recbole_pad.nn.text_transforms import shortest_of, unit_rows
 
 SCALE_ROWS = 20_000  # items on which the length of text vectors, or the scale of an adapter's output, is measured
@@ -166,23 +168,36 @@ class TextVectors(nn.Module):
 
 
 class UnitTextVectors(nn.Module):
-    """The frozen text vectors themselves, scaled to length `length`; zero where there is no text (expert 4, untrained).
+    """The frozen text vectors, scaled to length `length`; zero where there is no text (expert 4, untrained).
 
     Args:
         catalogue: holds the text vectors.
         length: of every vector.
+        pairs: items that are taken one after the other, with weights: the vectors are seen in the space in which such
+            items are near each other (`nn.plda`). None: as they are.
     """
 
-    def __init__(self, catalogue: Catalogue, length: float) -> None:
+    mean: Tensor | None
+    directions: Tensor | None
+
+    def __init__(self, catalogue: Catalogue, length: float, pairs: Ragged | None = None) -> None:
         super().__init__()
         self.length = length
         self._shortest = shortest_of(catalogue.text_sample(SCALE_ROWS))
         self._catalogue = [catalogue]
+        plda = None if pairs is None else fit_plda(self._unit_rows, pairs)
+        self.register_buffer("mean", None if plda is None else plda.mean, persistent=False)
+        self.register_buffer("directions", None if plda is None else plda.directions, persistent=False)
 
     def forward(self, item_ids: Tensor | None) -> Tensor:
-        """Vectors of the items, or of all; (n, D); the padding item is zero."""
-        vectors = unit_rows(self._catalogue[0].text(item_ids), self._shortest)
+        """Vectors of the items, or of all; (n, D), or (n, K) with `pairs`; the padding item is zero."""
+        vectors = self._unit_rows(item_ids)
+        if self.mean is not None and self.directions is not None:
+            vectors = PLDA(self.mean, self.directions)(vectors)
         return _without_padding(self.length * vectors, item_ids)
+
+    def _unit_rows(self, item_ids: Tensor | None) -> Tensor:
+        return unit_rows(self._catalogue[0].text(item_ids), self._shortest)
 
 
 class AlignedVectors(nn.Module):

@@ -13,12 +13,11 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor, nn
 
+from recbole_pad.data.followers import follower_counts
 from recbole_pad.data.histories import Histories
 from recbole_pad.nn.ragged import Ragged
 from recbole_pad.nn.score_pairs import ScorePairs
 
-_WINDOW = 3  # how many later items count as following
-_WINDOW_DECAY = 0.5  # weight ratio of neighbouring distances
 _PAIR_BYTES = 72  # of a pair while its values are added up
 _BLOCK_MB = 64  # larger blocks are slower on a CPU
 _SCALE = 40.0  # of the size of the trained experts' scores, so that the gate starts fair
@@ -81,14 +80,7 @@ def transition_cosines(train: Histories, n_items: int) -> sp.csr_matrix:
     Returns:
         Sparse float64, shape (V, V), column indices sorted; row and column 0 are empty.
     """
-    users = np.repeat(np.arange(len(train.lengths)), train.lengths)
-    table = sp.csr_matrix((n_items, n_items))
-    for distance in range(1, _WINDOW + 1):
-        same = users[distance:] == users[:-distance]
-        before, after = train.items[:-distance][same], train.items[distance:][same]
-        weight = _WINDOW_DECAY ** (distance - 1)
-        table = table + sp.csr_matrix((np.full(len(before), weight), (before, after)), shape=(n_items, n_items))
     root = sp.diags(1 / np.sqrt(np.maximum(np.bincount(train.items, minlength=n_items), 1)))
-    cosines = sp.csr_matrix(root @ table @ root)
+    cosines = sp.csr_matrix(root @ follower_counts(train, n_items) @ root)
     cosines.sort_indices()
     return cosines

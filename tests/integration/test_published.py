@@ -38,6 +38,14 @@ def test_the_file_is_known_by_its_name(tmp_path: Path, monkeypatch: pytest.Monke
         settled_config("PAD", "ml-100k", ["pad_publisht"], {})
 
 
+def test_pad_without_training_counts_fits_its_gate_and_trains_nothing(settings: Callable[..., dict[str, Any]]):
+    data = {key: value for key, value in settings().items() if key in ("data_path", "state", "show_progress")}
+    report = run_recbole("PAD", "tiny", ["pad_training_free"], {**data, "text_encoder": "tfidf"})["report"]
+    assert list(report["phases"]) == ["finetune"]
+    assert report["phases"]["finetune"]["epochs"] == 0
+    assert report["phases"]["finetune"]["diagnostics"]["gate"]["experts"] == ["match", "markov"]
+
+
 def test_every_key_that_pad_yaml_marks_with_a_published_value_is_in_the_file():
     published = yaml.safe_load(FILE.read_text())
     ours = properties("model", "PAD.yaml")

@@ -252,6 +252,19 @@ def test_dense_vectors_are_transformed_and_their_cosines_added(built: Make, data
     torch.testing.assert_close(hybrid.full_sort_predict(interaction), parts[0] + 0.5 * parts[1], rtol=1e-4, atol=1e-5)
 
 
+def test_texts_are_compared_in_the_space_of_pairs(built: Make):
+    """`text_metric: plda` is that of PAD's match expert: 16 times less, and ties by popularity."""
+    asked = {"text_encoder": "tfidf+tfidf", "text_transform": "whiten+center", "text_metric": "plda", "decay": 0.6}
+    model, _, _, _, test = built("TextKNN", **asked)
+    keys = {key: asked[key] for key in ("text_encoder", "text_transform")}
+    expert = built("PAD", phases=["finetune"], experts=["match"], match_metric="plda", match_decay=0.6, **keys)[0]
+    interaction = test_batches(test)[0]
+    found = model.full_sort_predict(interaction) - torch.from_numpy(model.ties)
+    torch.testing.assert_close(16 * found.float(), expert.full_sort_predict(interaction), rtol=1e-4, atol=1e-3)
+    cosine = built("TextKNN", **asked | {"text_metric": "cosine"})[0].full_sort_predict(interaction)
+    assert not torch.allclose(cosine, model.full_sort_predict(interaction), atol=0.05)
+
+
 def test_a_negative_largest_score_does_not_turn_the_order_round():
     scores = np.array([[-3.0, -1.0, -2.0], [0.0, 0.0, 0.0], [1.0, -4.0, 2.0]])
     found = models._by_largest(scores)
@@ -297,6 +310,8 @@ def test_held_out_interactions_do_not_count(built: Make, data_path: Path, tmp_pa
         ("TextKNN", {"decay": "'much'"}, "decay: 'much' is not a number"),
         ("MarkovTextKNN", {"text_weight": -1}, "text_weight: -1 is not a number"),
         ("TextKNN", {"text_transform": "whiten"}, "text_transform: 'whiten' needs dense vectors.*text_transform: none"),
+        ("MarkovTextKNN", {"text_metric": "plda"}, "text_metric: 'plda' needs dense vectors.*text_metric: cosine"),
+        ("TextKNN", {"text_metric": "euclid"}, "text_metric: 'euclid' is not known"),
         ("MarkovTextKNN", {"text_fields": ["tilte"]}, "no column 'tilte'"),
         ("TextKNN", {"text_encoder": "tfdif"}, "text_encoder: 'tfdif' is not known"),
     ],
@@ -376,7 +391,7 @@ def test_defaults_are_those_of_the_simple_baselines_and_documented(name: str, co
     assert set(comments) == set(defaults)
     assert all(re.match(r"\(.+?\)", comment) for comment in comments.values())
     tool = {"MAX_ITEM_LIST_LENGTH": 20, "decay": 0.7, "text_weight": 0.5}
-    tool |= {"text_encoder": "tfidf", "text_transform": "none"}
+    tool |= {"text_encoder": "tfidf", "text_transform": "none", "text_metric": "cosine"}
     assert defaults.items() <= tool.items()
     settings = config(name)
     assert {key: settings[key] for key in defaults if key != "MAX_ITEM_LIST_LENGTH"} == {

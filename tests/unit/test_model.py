@@ -17,7 +17,7 @@ from torch import Tensor
 
 from recbole_pad.backbones import BACKBONES
 from recbole_pad.model.pad import PAD
-from tests.reference import losses_loops, mmd_loops, rows_loops, scores_loops, transitions_loops
+from tests.reference import losses_loops, mmd_loops, plda_loops, rows_loops, scores_loops, transitions_loops
 
 EXPERT_SETS = [
     ["rec", "align", "llm", "match", "markov"],
@@ -262,6 +262,34 @@ def test_the_match_expert_sums_decayed_cosines_to_the_history(build: Build, deca
                 for j, item in enumerate(reversed(history))
             )
             assert got[row, candidate].item() == pytest.approx(expected, abs=1e-4)
+
+
+@torch.no_grad()
+def test_the_match_expert_sees_texts_in_the_space_of_pairs(build: Build):
+    """`match_metric: plda`, by loops over the followers in the training histories; the width is that of the space."""
+    model, train, test = build(experts=["match"], phases=["finetune"], match_metric="plda", match_decay=0.6)
+    text = model.catalogue.text_vectors.double().numpy()
+    lengths = np.linalg.norm(text, axis=1, keepdims=True)
+    unit = text / np.where(lengths > 0, lengths, 1)
+    pairs = []
+    histories = train._dataset.train_histories
+    for start, end in zip(histories.offsets[:-1], histories.offsets[1:], strict=True):
+        items = histories.items[start:end].tolist()
+        pairs += [
+            (items[place], items[place + step], 0.5 ** (step - 1))
+            for place in range(len(items))
+            for step in (1, 2, 3)
+            if place + step < len(items)
+        ]
+    similar = plda_loops.similarities(unit, pairs)
+    assert similar is not None
+    interaction = first_batch(test)
+    got = model.full_sort_predict(interaction)
+    for row, items in enumerate(interaction["item_id_list"].tolist()):
+        history = [item for item in items if item]
+        expected = sum(16 * 0.6**j * similar[item] for j, item in enumerate(reversed(history)))
+        assert got[row, 1:].tolist() == pytest.approx(expected[1:].tolist(), abs=1e-2)
+    assert model.item_vectors().size(1) == np.linalg.matrix_rank(similar, tol=1e-4)
 
 
 @torch.no_grad()
