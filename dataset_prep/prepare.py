@@ -154,9 +154,12 @@ def tie_keys(rows: NDArray[np.int64], ties: str, seed: int) -> NDArray[np.int64]
 @contextmanager
 def _workplace(folder: Path) -> Iterator[Path]:
     """A folder beside the result for what is not whole yet; a killed run leaves it, and the next one says so."""
-    make_folder(folder, str(folder))
+    make_folder(folder, "output")
     left = sorted(folder.glob(".preparing-*"))
-    place = Path(tempfile.mkdtemp(prefix=".preparing-", dir=folder))
+    try:
+        place = Path(tempfile.mkdtemp(prefix=".preparing-", dir=folder))
+    except OSError as error:
+        raise InputError(f"output: {folder} cannot be written into ({error.strerror}); name another folder") from error
     if left:
         log.warning("left by another run, delete it if that was killed: %s", ", ".join(map(str, left)))
     try:

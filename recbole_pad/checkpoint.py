@@ -14,8 +14,7 @@ import recbole_pad
 from recbole_pad.backbone_classes import own_files
 from recbole_pad.config import PADConfig, phase_view
 from recbole_pad.dataset_prep.digest import file_sha256
-from recbole_pad.dataset_prep.files import write_text
-from recbole_pad.dataset_prep.files import write_whole as write_whole
+from recbole_pad.dataset_prep.files import write_text, write_whole
 from recbole_pad.errors import InputError
 from recbole_pad.keys import FIRST_READ_IN, WITHOUT_EFFECT
 from recbole_pad.phases import PHASES, STARTS_FROM, WITHOUT_TEXT

@@ -25,6 +25,7 @@ from recbole_pad.nn.gate import EQUAL, GATE_NORMS, GATES, RANDOM, USER_GATES
 from recbole_pad.nn.kernels import KERNELS
 from recbole_pad.nn.losses import LOSSES, N_NEGATIVES
 from recbole_pad.nn.mmd import ALIGN_LOSSES
+from recbole_pad.nn.plda import TEXT_METRICS
 from recbole_pad.phases import EXPERTS, PHASES
 from recbole_pad.registry import nearest, pick
 
@@ -121,7 +122,7 @@ class PADConfig:
         for key in ("phases", "experts", "mmd_bandwidths"):
             values[key] = _as_list(values[key])
         for key in ("text_encoder", "text_transform"):
-            values[key] = _joined(values[key])
+            values[key] = joined(values[key])
         if values["n_negatives"] == AUTO:
             values["n_negatives"] = N_NEGATIVES.get(values["loss"], 1)
         settings = cls(**values)
@@ -188,7 +189,7 @@ def column_names(given: Any) -> list[str]:
     return [str(name) for name in given]
 
 
-def _joined(parts: Any) -> str:
+def joined(parts: Any) -> str:
     """``[a, b]``, and "[a,b]" as the command line has it, in the form ``a+b``."""
     if isinstance(parts, str) and parts.startswith("[") and parts.endswith("]"):
         parts = parts[1:-1].split(",")
@@ -261,7 +262,7 @@ _WORDS: dict[str, tuple[str, ...]] = {
     "gate_norm": tuple(GATE_NORMS),
     "gate_form": tuple(GATES),
     "gate_users": tuple(USER_GATES),
-    "match_metric": ("cosine", "plda"),
+    "match_metric": TEXT_METRICS,
     "align_start": ("pretrain", "random"),
     "gate_fit": ("train", "valid", "none"),
     "expert_loss": ("joint", "separate"),

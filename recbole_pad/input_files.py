@@ -1,36 +1,38 @@
-"""The files that a run reads, by what they hold: a result of other data, vectors or code is another result."""
+"""The files that a run reads, by what they hold: a result of other data, vectors, code or weights is another result."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from recbole_pad.backbone_classes import own_files
 from recbole_pad.checkpoint import file_digest
+from recbole_pad.config import joined
 from recbole_pad.data.text_table import OWN_FILE
 from recbole_pad.dataset_prep.text_encoders import encoder_parts
 
 
-def input_digests(folder: Path, dataset: str, text_encoder: Any, backbone: Any) -> dict[str, str | None]:
-    """sha256 of a dataset's files, and of the user's own text vectors and backbone; None for a file not there.
+def input_digests(folder: Path, dataset: str, values: Callable[[str], Iterable[Any]]) -> dict[str, str | None]:
+    """sha256 of a dataset's files, of the user's own text vectors and backbones, and of an initial checkpoint.
 
     Args:
         folder: where `<dataset>.inter` and `<dataset>.item` lie.
         dataset: its name.
-        text_encoder: the config key, or a list of its values; files are those named ``file:PATH``.
-        backbone: the config key; files are those of an own class.
+        values: the values that a config key has, or may take in a search; None where it is not set.
 
     Returns:
-        the digests, by what the file is in the config.
+        the digests, by what a file is; None for one that is not there.
     """
     files = {kind: folder / f"{dataset}.{kind}" for kind in ("inter", "item")}
-    named = text_encoder if isinstance(text_encoder, list) else [text_encoder or ""]
-    for part in (part for name in named if name for part in encoder_parts(str(name))):
-        if part.startswith(OWN_FILE):
-            files[f"text_encoder {part}"] = Path(part.removeprefix(OWN_FILE)).expanduser()
-    for file in own_files(str(backbone or "")):
-        files[f"backbone {file.name}"] = file
+    encoders = [encoder_parts(joined(value)) for value in values("text_encoder") if value]
+    for part in (part for parts in encoders for part in parts if part.startswith(OWN_FILE)):
+        vectors = Path(part.removeprefix(OWN_FILE)).expanduser()
+        files |= {f"text_encoder {part}": vectors, f"the .json beside {part}": vectors.with_suffix(".json")}
+    own = [file for value in values("backbone") if value for file in own_files(str(value))]
+    files |= {f"backbone {number} ({file.name})": file for number, file in enumerate(own, start=1)}
+    files |= {f"init_checkpoint {value}": Path(str(value)) for value in values("init_checkpoint") if value}
     return {name: _digest_of(file) for name, file in files.items()}
 
 

@@ -11,6 +11,7 @@ import socket
 import sys
 import tempfile
 import traceback
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +21,6 @@ from typing import Any
 import torch.multiprocessing as multiprocessing
 from torch.multiprocessing.spawn import ProcessContext, ProcessException
 
-from recbole_pad.dataset_prep.files import write_whole
 from recbole_pad.dataset_prep.shares import threads_of_each
 from recbole_pad.errors import InputError
 
@@ -98,7 +98,9 @@ class Mailbox:
 
     def leave(self, name: str, content: Any) -> None:
         """Leave something under a name."""
-        write_whole(self.folder / name, lambda temporary: temporary.write_bytes(pickle.dumps(content)))
+        temporary = self.folder / f".{name}.{uuid.uuid4().hex}"
+        temporary.write_bytes(pickle.dumps(content))
+        temporary.replace(self.folder / name)
 
     def found(self, name: str) -> Any:
         """What was left under this name, or None."""

@@ -26,7 +26,7 @@ from recbole.utils import ModelType, get_model, get_trainer, init_logger, init_s
 import recbole_pad
 from recbole_pad import checkpoint, diagnose, launch
 from recbole_pad.data.histories import cuts_globally
-from recbole_pad.dataset_prep.files import make_folder, write_text
+from recbole_pad.dataset_prep.files import make_folder, write_text, write_whole
 from recbole_pad.distributed import Processes
 from recbole_pad.errors import InputError
 from recbole_pad.evaluation.collector import Ranks
@@ -217,9 +217,9 @@ def run_recbole(
     folder = training.folder
     if folder is not None and processes.is_first:
         if groups is not None:
-            checkpoint.write_whole(folder.path / RANKS_FILE, partial(write_ranks, ranks, groups.counts))
+            write_whole(folder.path / RANKS_FILE, partial(write_ranks, ranks, groups.counts))
         if diagnostics is not None:
-            checkpoint.write_whole(folder.path / diagnose.SPACES_FILE, diagnostics.write)
+            write_whole(folder.path / diagnose.SPACES_FILE, diagnostics.write)
         checkpoint.write_json(folder.result_file, report)
         _write_yaml(folder.path / "config.yaml", _given(config))
         _write_yaml(folder.path / "all_settings.yaml", config.final_config_dict)

@@ -16,6 +16,7 @@ from recbole_pad import __version__, checkpoint
 from recbole_pad.checkpoint import RunFolder
 from recbole_pad.config import read_yaml
 from recbole_pad.data.histories import Histories
+from recbole_pad.dataset_prep.files import write_whole
 from recbole_pad.errors import InputError
 from recbole_pad.evaluation.ranking import SCORE_MEMORY_MB, Items, top_k
 from recbole_pad.phase_trainers import load_modules
@@ -163,7 +164,7 @@ def recommend(
                 file.write(line)
                 n_lines += 1
 
-    checkpoint.write_whole(output, write)
+    write_whole(output, write)
     n_places = k * len(wanted)
     if n_lines < n_places:
         getLogger().warning("%d of %d places are empty: fewer items are left there", n_places - n_lines, n_places)

@@ -12,7 +12,7 @@ from torch import nn
 from recbole_pad import checkpoint
 from recbole_pad.checkpoint import RunFolder
 from recbole_pad.config import PADConfig
-from recbole_pad.dataset_prep.files import make_folder
+from recbole_pad.dataset_prep.files import make_folder, write_whole
 from recbole_pad.distributed import Processes
 from recbole_pad.errors import InputError
 from recbole_pad.phase_trainers import (
@@ -98,7 +98,7 @@ class PADTrainer(Trainer):
         if self.folder is not None:
             self.saved_model_file = str(self.folder.model_file)
             if self.processes.is_first:
-                checkpoint.write_whole(self.folder.model_file, self._save_recbole_checkpoint)
+                write_whole(self.folder.model_file, self._save_recbole_checkpoint)
                 self.folder.last_file.unlink(missing_ok=True)
         last = self.records[self.settings.phases[-1]]
         self.best_valid_score, self.best_valid_result = last.best_valid_score, last.best_valid_result

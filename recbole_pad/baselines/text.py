@@ -13,14 +13,13 @@ import numpy as np
 import scipy.sparse as sp
 
 from recbole_pad.config import PADConfig
-from recbole_pad.data.followers import follower_lists
+from recbole_pad.data.followers import plda_of_followers
 from recbole_pad.dataset_prep.item_texts import items_without_line, read_item_texts, text_columns
 from recbole_pad.errors import InputError
 from recbole_pad.model_keys import word
-from recbole_pad.nn.plda import fit_plda
+from recbole_pad.nn.plda import TEXT_METRICS
 from recbole_pad.nn.text_transforms import shortest_of, unit_rows
 
-METRICS = ("cosine", "plda")
 TFIDF = {"min_df": 2, "ngram_range": (1, 2), "sublinear_tf": True, "stop_words": "english"}
 
 
@@ -29,7 +28,8 @@ class ItemTexts:
     """Unit text vectors; the inner product of two rows is their cosine.
 
     Attributes:
-        vectors: shape (V, D), sparse float64 or dense float32; row 0, padding, is zero, and so are items without text.
+        vectors: shape (V, D), sparse float64 or dense float32, with `text_metric: plda` (V, K); row 0, padding, is
+            zero, and so are items without text.
         fingerprint: names the vectors.
     """
 
@@ -52,13 +52,13 @@ def item_texts(config: Any, dataset: Any) -> ItemTexts:
             texts without a word that occurs twice, or as `find_text_table` and `TextTable.transformed`.
     """
     settings = PADConfig.read(config)
-    metric = word(config, "text_metric", METRICS)
+    metric = word(config, "text_metric", TEXT_METRICS)
     sparse = SPARSE_ENCODERS.get(settings.text_encoder)
     if sparse is None:
         return _dense_texts(settings, metric, dataset)
     for key, value, usual in (
         ("text_transform", settings.text_transform, "none"),
-        ("text_metric", metric, METRICS[0]),
+        ("text_metric", metric, "cosine"),
     ):
         if value != usual:
             raise InputError(
@@ -74,7 +74,7 @@ def _dense_texts(settings: PADConfig, metric: str, dataset: Any) -> ItemTexts:
     vectors = table.transformed(settings.text_transform, memory_mb=math.inf)
     vectors = unit_rows(vectors, shortest_of(vectors[1:]))
     if metric == "plda":
-        plda = fit_plda(lambda items: vectors[items], follower_lists(dataset.train_histories, len(vectors)))
+        plda = plda_of_followers(lambda items: vectors[items], dataset.train_histories, len(vectors))
         vectors = vectors if plda is None else plda(vectors)
     return ItemTexts(vectors.numpy(), table.fingerprint)
 

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
+
 import numpy as np
 import scipy.sparse as sp
 import torch
+from torch import Tensor
 
 from recbole_pad.data.histories import Histories
+from recbole_pad.nn.plda import PLDA, fit_plda
 from recbole_pad.nn.ragged import Ragged
+
+log = logging.getLogger(__name__)
 
 _WINDOW = 3  # how many later items count as following
 _WINDOW_DECAY = 0.5  # weight ratio of neighbouring distances
@@ -39,3 +46,20 @@ def follower_lists(train: Histories, n_items: int) -> Ragged:
     counts.sort_indices()
     offsets, items = (torch.from_numpy(part.astype(np.int64)) for part in (counts.indptr, counts.indices))
     return Ragged(offsets, items, torch.from_numpy(counts.data))
+
+
+def plda_of_followers(rows: Callable[[Tensor], Tensor], train: Histories, n_items: int) -> PLDA | None:
+    """PLDA of neighbouring items of the training histories, by their texts.
+
+    Args:
+        rows: unit text vectors of the items, as of `fit_plda`.
+        train: each user's training interactions, in time order.
+        n_items: V, padding included.
+
+    Returns:
+        The map; None, with a warning, where the histories say nothing of the texts.
+    """
+    plda = fit_plda(rows, follower_lists(train, n_items))
+    if plda is None:
+        log.warning("plda: neighbouring items of the training histories have no texts that correlate; cosine is used")
+    return plda

@@ -71,9 +71,8 @@ class Cell:
         return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:10]
 
     def _data(self) -> list[str | None]:
-        get = self.settings.get
-        folder = Path(str(get("data_path", "dataset"))) / self.dataset
-        return [*input_digests(folder, self.dataset, get("text_encoder"), get("backbone")).values()]
+        folder = Path(str(self.settings.get("data_path", "dataset"))) / self.dataset
+        return [*input_digests(folder, self.dataset, lambda key: [self.settings.get(key)]).values()]
 
     def folder(self, root: Path) -> Path:
         """Where the cell's run is kept below `root`."""

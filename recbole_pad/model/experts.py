@@ -10,7 +10,6 @@ from torch import nn
 
 from recbole_pad.backbone_classes import is_own
 from recbole_pad.config import PADConfig
-from recbole_pad.data.followers import follower_lists
 from recbole_pad.model.backbone import Backbone
 from recbole_pad.model.backbone_laws import check_laws
 from recbole_pad.model.compiling import compile_in_place
@@ -143,8 +142,8 @@ def aligned_vectors(backbone: Backbone, settings: PADConfig, catalogue: Catalogu
 
 
 def _match(dataset: Any, settings: PADConfig, catalogue: Catalogue) -> Expert:
-    pairs = follower_lists(dataset.train_histories, len(catalogue.counts)) if settings.match_metric == "plda" else None
-    return Expert(UnitTextVectors(catalogue, _MATCH_LENGTH, pairs), DecayedHistory(settings.match_decay))
+    train = dataset.train_histories if settings.match_metric == "plda" else None
+    return Expert(UnitTextVectors(catalogue, _MATCH_LENGTH, train), DecayedHistory(settings.match_decay))
 
 
 def _markov(dataset: Any, settings: PADConfig, catalogue: Catalogue) -> Transitions:

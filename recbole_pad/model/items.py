@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recbole_pad.config import PADConfig
+from recbole_pad.data.followers import plda_of_followers
+from recbole_pad.data.histories import Histories
 from recbole_pad.data.text_cache import MappedVectors
 from recbole_pad.distributed import Processes
-from recbole_pad.nn.plda import PLDA, fit_plda
-from recbole_pad.nn.ragged import Ragged
 from recbole_pad.nn.text_transforms import shortest_of, unit_rows
 
 SCALE_ROWS = 20_000  # items on which the length of text vectors, or the scale of an adapter's output, is measured
@@ -173,27 +173,22 @@ class UnitTextVectors(nn.Module):
     Args:
         catalogue: holds the text vectors.
         length: of every vector.
-        pairs: items that are taken one after the other, with weights: the vectors are seen in the space in which such
-            items are near each other (`nn.plda`). None: as they are.
+        train: each user's training interactions: the vectors are mapped into the space that tells neighbouring items
+            from any two (`nn.plda`). None: they stay as they are.
     """
 
-    mean: Tensor | None
-    directions: Tensor | None
-
-    def __init__(self, catalogue: Catalogue, length: float, pairs: Ragged | None = None) -> None:
+    def __init__(self, catalogue: Catalogue, length: float, train: Histories | None = None) -> None:
         super().__init__()
         self.length = length
         self._shortest = shortest_of(catalogue.text_sample(SCALE_ROWS))
         self._catalogue = [catalogue]
-        plda = None if pairs is None else fit_plda(self._unit_rows, pairs)
-        self.register_buffer("mean", None if plda is None else plda.mean, persistent=False)
-        self.register_buffer("directions", None if plda is None else plda.directions, persistent=False)
+        self.plda = None if train is None else plda_of_followers(self._unit_rows, train, len(catalogue.counts))
 
     def forward(self, item_ids: Tensor | None) -> Tensor:
-        """Vectors of the items, or of all; (n, D), or (n, K) with `pairs`; the padding item is zero."""
+        """Vectors of the items, or of all; (n, D), or (n, K) where they are mapped; the padding item is zero."""
         vectors = self._unit_rows(item_ids)
-        if self.mean is not None and self.directions is not None:
-            vectors = PLDA(self.mean, self.directions)(vectors)
+        if self.plda is not None:
+            vectors = self.plda(vectors)
         return _without_padding(self.length * vectors, item_ids)
 
     def _unit_rows(self, item_ids: Tensor | None) -> Tensor:

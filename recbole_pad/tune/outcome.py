@@ -13,8 +13,7 @@ import yaml
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from recbole_pad import checkpoint
-from recbole_pad.dataset_prep.files import write_text
+from recbole_pad.dataset_prep.files import write_text, write_whole
 from recbole_pad.tune.trial import PHASES, REASON, RESULT, SECONDS, SETTINGS
 
 _NO_REASON = "its process ended without a word (killed, or out of memory?)"
@@ -49,7 +48,7 @@ def write_best(folder: Path, best: FrozenTrial, given: dict[str, Any]) -> Path:
     path = folder / "best.yaml"
     text = yaml.safe_dump({**given, **best.user_attrs[SETTINGS]}, sort_keys=False, allow_unicode=True)
     head = f"# trial {best.number}, validation score {best.value!r}\n"
-    checkpoint.write_whole(path, lambda temporary: temporary.write_text(head + text, encoding="utf-8"))
+    write_whole(path, lambda temporary: temporary.write_text(head + text, encoding="utf-8"))
     return path
 
 

@@ -247,6 +247,10 @@ def _open_study(storage: BaseStorage, name: str, base: Any) -> Study:
 
 def _signature(base: Any, space: Space, pruner: str) -> dict[str, Any]:
     """What all trials of a study must have in common for their scores to be comparable."""
+
+    def values(key: str) -> list[Any]:
+        return [base[key], *(value for entry in space.parameters if entry.key == key for value in entry.range.ends())]
+
     return {
         "space": json.loads(json.dumps(space.content)),
         "valid_metric": base["valid_metric"],
@@ -254,7 +258,7 @@ def _signature(base: Any, space: Space, pruner: str) -> dict[str, Any]:
         "settings": {
             key: value for key, value in _plain(base.external_config_dict).items() if key not in WITHOUT_EFFECT
         },
-        "data": input_digests(Path(base["data_path"]), base["dataset"], base["text_encoder"], base["backbone"]),
+        "data": input_digests(Path(base["data_path"]), base["dataset"], values),
     }
 
 

@@ -41,6 +41,7 @@ def test_the_file_is_known_by_its_name(tmp_path: Path, monkeypatch: pytest.Monke
 def test_pad_without_training_counts_fits_its_gate_and_trains_nothing(settings: Callable[..., dict[str, Any]]):
     data = {key: value for key, value in settings().items() if key in ("data_path", "state", "show_progress")}
     report = run_recbole("PAD", "tiny", ["pad_training_free"], {**data, "text_encoder": "tfidf"})["report"]
+    assert settled_config("PAD", "tiny", ["pad_training_free"], data)["match_metric"] == "plda"
     assert list(report["phases"]) == ["finetune"]
     assert report["phases"]["finetune"]["epochs"] == 0
     assert report["phases"]["finetune"]["diagnostics"]["gate"]["experts"] == ["match", "markov"]

@@ -22,6 +22,7 @@ from optuna.trial import TrialState
 
 import recbole_pad.quick_start as quick_start
 from recbole_pad.__main__ import main
+from recbole_pad.dataset_prep.encode_text import encode_items
 from recbole_pad.errors import InputError
 from recbole_pad.quick_start import run_recbole
 from recbole_pad.tune import engine, tune
@@ -304,14 +305,24 @@ def test_a_study_is_not_continued_with_other_data(kind: str, small: dict[str, An
         tune("PAD", "tiny", 2, **options)
 
 
-def test_a_study_is_not_continued_with_other_vectors_of_ones_own(small: dict[str, Any]):
-    text = space("learning_rate: {float: [1e-3, 0.1]}\n")
-    options: dict[str, Any] = {"space": text, "config_dict": {**small, "text_encoder": "file:mine.npy"}}
-    np.save("mine.npy", np.zeros((2, 3)))
-    tune("PAD", "tiny", 1, **options)  # phase 1 alone reads no text
+@pytest.mark.parametrize("where", ["settings", "space"])
+def test_a_study_is_not_continued_with_other_vectors_of_ones_own(
+    where: str, settings: Settings, data_path: Path, tmp_path: Path
+):
+    npy = encode_items(data_path / "tiny" / "tiny.item", tmp_path, "tiny", text_encoder="tfidf", show_progress=False)
+    name = f"file:{npy}"
+    text = "learning_rate: {float: [1e-3, 0.1]}\n"
+    if where == "space":
+        text += f"text_encoder: {{choice: ['{name}', tfidf]}}\n"
+    asked = settings(phases=["align"], align_start="random", epochs=1)
+    options: dict[str, Any] = {
+        "space": space(text),
+        "config_dict": {**asked, "text_encoder": "tfidf" if where == "space" else name},
+    }
+    assert tune("PAD", "tiny", 1, **options)["counts"]["complete"] == 1
     assert tune("PAD", "tiny", 2, **options)["counts"]["complete"] == 2
-    np.save("mine.npy", np.ones((2, 3)))
-    with pytest.raises(InputError, match=r"was begun with data: text_encoder file:mine.npy: .*another --study"):
+    np.save(npy, -np.load(npy))
+    with pytest.raises(InputError, match=r"was begun with data: text_encoder file:.*npy: .*another --study"):
         tune("PAD", "tiny", 3, **options)
 
 

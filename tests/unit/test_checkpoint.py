@@ -15,6 +15,7 @@ import torch
 
 from recbole_pad import checkpoint
 from recbole_pad.checkpoint import RunFolder
+from recbole_pad.dataset_prep.files import write_whole
 from recbole_pad.errors import InputError
 from recbole_pad.phases import PHASES
 
@@ -49,7 +50,7 @@ def test_a_writer_that_raises_leaves_the_old_file_and_nothing_else(error: BaseEx
         raise error
 
     with pytest.raises(type(error)):
-        checkpoint.write_whole(file, write)
+        write_whole(file, write)
     assert file.read_text() == "old"
     assert list(tmp_path.iterdir()) == [file]
 
@@ -63,7 +64,7 @@ def test_the_old_file_is_there_until_the_new_one_is_whole(tmp_path: Path):
         assert temporary.parent == file.parent, "a rename is atomic only inside one file system"
         assert file.read_text() == "old"
 
-    checkpoint.write_whole(file, write)
+    write_whole(file, write)
     assert file.read_text() == "new"
 
 

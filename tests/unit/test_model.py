@@ -16,6 +16,7 @@ from recbole.utils import get_model, init_seed
 from torch import Tensor
 
 from recbole_pad.backbones import BACKBONES
+from recbole_pad.data import followers
 from recbole_pad.model.pad import PAD
 from tests.reference import losses_loops, mmd_loops, plda_loops, rows_loops, scores_loops, transitions_loops
 
@@ -290,6 +291,18 @@ def test_the_match_expert_sees_texts_in_the_space_of_pairs(build: Build):
         expected = sum(16 * 0.6**j * similar[item] for j, item in enumerate(reversed(history)))
         assert got[row, 1:].tolist() == pytest.approx(expected[1:].tolist(), abs=1e-2)
     assert model.item_vectors().size(1) == np.linalg.matrix_rank(similar, tol=1e-4)
+
+
+@torch.no_grad()
+def test_where_pairs_say_nothing_the_match_expert_compares_by_cosine(
+    build: Build, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    options: dict[str, Any] = {"experts": ["match"], "phases": ["finetune"]}
+    cosine = build(match_metric="cosine", **options)[0].item_vectors()
+    monkeypatch.setattr(followers, "fit_plda", lambda rows, pairs: None)
+    with caplog.at_level("WARNING"):
+        assert torch.equal(build(match_metric="plda", **options)[0].item_vectors(), cosine)
+    assert "cosine is used" in caplog.text
 
 
 @torch.no_grad()

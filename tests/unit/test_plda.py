@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.stats import multivariate_normal, ortho_group
 
 import recbole_pad.nn.plda as plda_module
-from recbole_pad.data.followers import follower_counts, follower_lists
+from recbole_pad.data.followers import follower_counts, follower_lists, plda_of_followers
 from recbole_pad.data.histories import Histories
 from recbole_pad.nn.plda import fit_plda
 from recbole_pad.nn.ragged import Ragged
@@ -43,15 +43,18 @@ pair_lists = st.lists(
 
 
 @settings(max_examples=60, deadline=None)
-@given(pairs=pair_lists, width=st.integers(2, 6), block=st.sampled_from([1, 20, 10_000]))
+@example(  # correlations above the cap
+    pairs=[(1, 2, 1e4), (2, 1, 1e4), (4, 5, 1e4), (5, 4, 1e4), (6, 7, 1e4), (7, 6, 1e4), (1, 4, 2e2), (8, 9, 10.0)],
+    width=6,
+    block=3,
+)
+@given(pairs=pair_lists, width=st.integers(2, 6), block=st.sampled_from([1, 3, 10_000]))
 def test_the_map_is_that_of_the_loops_whatever_the_blocks(pairs: plda_loops.Pairs, width: int, block: int):
     vectors = unit_vectors(12, width, seed=len(pairs))
     vectors[3] = 0  # an item without text
-    before, plda_module._NUMBERS_PER_BLOCK = plda_module._NUMBERS_PER_BLOCK, block
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plda_module, "rows_of_block", lambda width: block)
         plda = fit_plda(lambda items: vectors[items], lists_of(pairs, 12))
-    finally:
-        plda_module._NUMBERS_PER_BLOCK = before
     expected = plda_loops.similarities(vectors.double().numpy(), pairs)
     assert (plda is None) == (expected is None)
     if plda is None or expected is None:
@@ -135,6 +138,23 @@ def test_without_a_pair_that_says_something_there_is_no_map(pairs: plda_loops.Pa
     vectors = unit_vectors(4, 3)
     vectors[3] = 0
     assert fit_plda(lambda items: vectors[items], lists_of(pairs, 4)) is None
+
+
+@pytest.mark.parametrize("width", [1, 3, 40])
+@pytest.mark.parametrize("equal", ["all", "the pair's"])
+def test_vectors_that_are_all_the_same_give_no_map(equal: str, width: int):
+    vectors = unit_vectors(6, width)
+    vectors[1 : (6 if equal == "all" else 3)] = vectors[1].clone()
+    pairs = [(1, 2, 1.0), (2, 1, 0.5)] + ([(4, 5, 1.0), (3, 1, 0.25)] if equal == "all" else [])
+    assert fit_plda(lambda items: vectors[items], lists_of(pairs, 6)) is None
+
+
+def test_where_histories_say_nothing_of_texts_cosine_is_used_and_said(caplog: pytest.LogCaptureFixture):
+    vectors = unit_vectors(4, 3)
+    of_one_item = Histories(np.array([0, 0, 2]), np.array([1, 1]))
+    with caplog.at_level("WARNING"):
+        assert plda_of_followers(lambda items: vectors[items], of_one_item, 4) is None
+    assert "cosine is used" in caplog.text
 
 
 def test_pairs_that_agree_in_no_direction_give_no_map():
