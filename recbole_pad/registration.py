@@ -62,6 +62,7 @@ MODELS: dict[str, OurModel] = {
     "PAD": OurModel("recbole_pad.model.pad", "recbole_pad.trainer:PADTrainer", has_phases=True),
     "Popularity": _TRAINING_FREE,
     "MarkovChain": _TRAINING_FREE,
+    "SLIT": _TRAINING_FREE,
     "TextKNN": _TRAINING_FREE,
     "MarkovTextKNN": _TRAINING_FREE,
     "IDRec": _rival("ids_and_text"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import scipy.sparse as sp
+from scipy.linalg import cho_factor, cho_solve
 from torch import Tensor
 
 from recbole_pad.data.histories import Histories
@@ -46,6 +47,36 @@ def transition_probabilities(train: Histories, n_items: int) -> sp.csr_matrix:
     counts = sp.csr_matrix((np.ones(len(before)), (before, after)), shape=(n_items, n_items))
     totals = np.asarray(counts.sum(axis=1)).ravel()
     return sp.csr_matrix(sp.diags(1 / np.maximum(totals, 1)) @ counts)
+
+
+def linear_transitions(train: Histories, n_items: int, newest: int, decay: float, ridge: float) -> np.ndarray:
+    """Weights B of the ridge regression of the next item (one-hot) on the decayed history, over all training positions.
+
+    Args:
+        train: each user's training interactions, in time order.
+        n_items: V, padding included.
+        newest: items of a history that count.
+        decay: in [0, 1]; weight of the j-th last item is decay^j.
+        ridge: above 0.
+
+    Returns:
+        Float32, shape (V, V): rows are items of the history, columns the next item. Twice that is held for a while.
+    """
+    users = np.repeat(np.arange(len(train.lengths)), train.lengths)
+    place = np.arange(len(users)) - np.repeat(train.offsets[:-1], train.lengths)
+    targets = np.flatnonzero(place > 0)
+    shape = (len(targets), n_items)
+    histories = sp.csr_matrix(shape)
+    for distance in range(1, min(newest, int(train.lengths.max(initial=0))) + 1):
+        rows = np.flatnonzero(place[targets] >= distance)
+        weights = np.full(len(rows), float(decay) ** (distance - 1))
+        histories = histories + sp.csr_matrix((weights, (rows, train.items[targets[rows] - distance])), shape=shape)
+    following = sp.csr_matrix((np.ones(len(targets)), (np.arange(len(targets)), train.items[targets])), shape=shape)
+    gram = (histories.T @ histories).astype(np.float32).toarray()
+    gram[np.diag_indices(n_items)] += ridge
+    weights = (histories.T @ following).astype(np.float32).toarray(order="F")
+    solved: np.ndarray = cho_solve(cho_factor(gram, overwrite_a=True), weights, overwrite_b=True)
+    return solved
 
 
 def popularity_ties(train_counts: np.ndarray) -> np.ndarray:

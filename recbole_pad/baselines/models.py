@@ -1,4 +1,4 @@
-"""The four training-free models. Each scores all items for a sparse matrix of decayed histories.
+"""The training-free models. Each scores all items for a sparse matrix of decayed histories.
 
 Their formulas are those of the usual simple baselines (Ferrari Dacrema et al. 2019, "Are we really making much
 progress?", RecSys; docs/baselines.md): whoever trains a model has to beat them.
@@ -16,11 +16,13 @@ from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 from torch import Tensor
 
-from recbole_pad.baselines.counts import decayed_history, popularity_ties, transition_probabilities
+from recbole_pad.baselines.counts import decayed_history, linear_transitions, popularity_ties, transition_probabilities
 from recbole_pad.baselines.text import item_texts
+from recbole_pad.errors import InputError
 from recbole_pad.model_keys import number
 
 _CHUNK_BYTES = 2**22  # of the scores of a chunk of rows: they stay in cache, and little is held beside the result
+_MOST_ITEMS = 30_000  # of SLIT: two float32 matrices of items x items, 7 GB
 _NO_ZERO = 1e-9  # in a division by a largest score
 
 
@@ -99,6 +101,30 @@ class MarkovChain(TrainingFree):
     def score(self, history: sp.csr_matrix) -> np.ndarray:
         """As of `TrainingFree`."""
         return _dense(history @ self.transitions) + self.ties
+
+
+class SLIT(TrainingFree):
+    """s(u, i) = sum_j decay^j B[j-th last item, i], ties by popularity; B: `linear_transitions`.
+
+    Source: Choi et al. 2021 (WWW), "Session-aware Linear Item-Item Models for Session-based Recommendation"; here a
+    history is followed by the next item alone.
+    """
+
+    def __init__(self, config: Any, dataset: Any) -> None:
+        super().__init__(config, dataset)
+        self.decay = number(config, "decay", 0.0, 1.0)
+        ridge = number(config, "ridge", 1e-6, 1e9)
+        if self.n_items > _MOST_ITEMS:
+            raise InputError(
+                f"model: SLIT holds two matrices of items x items, {8e-9 * self.n_items**2:.0f} GB for "
+                f"{self.n_items:,} items; it is for {_MOST_ITEMS:,} at most: use MarkovChain"
+            )
+        newest = int(config["MAX_ITEM_LIST_LENGTH"])
+        self.weights = linear_transitions(dataset.train_histories, self.n_items, newest, self.decay, ridge)
+
+    def score(self, history: sp.csr_matrix) -> np.ndarray:
+        """As of `TrainingFree`."""
+        return _dense(history.astype(np.float32) @ self.weights) + self.ties
 
 
 class TextKNN(TrainingFree):

@@ -25,7 +25,7 @@ from recbole_pad.quick_start import objective_function, run_recbole, train
 from tests.reference import baselines_loops as loops
 from tests.reference import ranks_loops
 
-NAMES = ["Popularity", "MarkovChain", "TextKNN", "MarkovTextKNN"]
+NAMES = ["Popularity", "MarkovChain", "SLIT", "TextKNN", "MarkovTextKNN"]
 METRICS = {f"{name}@{k}" for name in ("hit", "ndcg", "mrr") for k in (5, 10, 20)}
 
 

@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from itertools import pairwise
 
+import numpy as np
+
 Vector = dict[str, float]
 
 
@@ -43,6 +45,37 @@ def markov(
         following = counts.get(item, Counter())
         for after, count in following.items():
             scores[after] += decay**j * count / sum(following.values())
+    return scores
+
+
+def linear_transitions(
+    train: Sequence[Sequence[int]], n_items: int, newest: int, decay: float, ridge: float
+) -> list[list[float]]:
+    """The weights that least squares finds, with sqrt(ridge) times one weight = 0 as further equations."""
+    histories: list[list[float]] = []
+    following: list[list[float]] = []
+    for items in train:
+        for end in range(1, len(items)):
+            row = [0.0] * n_items
+            for j, item in enumerate(reversed(items[max(0, end - newest) : end])):
+                row[item] += decay**j
+            histories.append(row)
+            following.append([float(item == items[end]) for item in range(n_items)])
+    for item in range(n_items):
+        histories.append([math.sqrt(ridge) * (item == other) for other in range(n_items)])
+        following.append([0.0] * n_items)
+    weights: list[list[float]] = np.linalg.lstsq(np.array(histories), np.array(following))[0].tolist()
+    return weights
+
+
+def slit(
+    history: Sequence[int], weights: Sequence[Sequence[float]], decay: float, newest: int, added: Sequence[float]
+) -> list[float]:
+    """sum_j decay^j weight of the item after the j-th last item, plus what is added for ties."""
+    scores = list(added)
+    for j, item in enumerate(reversed(history[-newest:])):
+        for candidate in range(len(scores)):
+            scores[candidate] += decay**j * weights[item][candidate]
     return scores
 
 

@@ -31,7 +31,9 @@ from recbole_pad.preflight import model_names, settled_config
 from recbole_pad.registration import MODELS
 from tests.reference import baselines_loops as loops
 
-NAMES = ["Popularity", "MarkovChain", "TextKNN", "MarkovTextKNN"]
+NAMES = ["Popularity", "MarkovChain", "SLIT", "TextKNN", "MarkovTextKNN"]
+DECAYS = {"SLIT": 0.6}  # others 0.7
+ROUNDING = {"SLIT": 1e-5}  # float32; others float64
 WITH_TEXT = ["TextKNN", "MarkovTextKNN"]
 PROPERTIES = Path(str(config_module.resources.files("recbole_pad.properties").joinpath("model")))
 NEWEST = 4  # shorter than many histories of `tiny`
@@ -81,12 +83,23 @@ class Tiny:
         vectors = loops.tfidf([title for _, title, _ in rows], ENGLISH_STOP_WORDS)
         self.texts = self.in_item_order(whole, [token for token, _, _ in rows], vectors)
 
+    def linear_transitions(self, decay: float, ridge: float) -> list[list[float]]:
+        return loops.linear_transitions(self.train, self.n_items, NEWEST, decay, ridge)
+
     def in_item_order(self, whole: Any, tokens: list[str], vectors: list[loops.Vector]) -> list[loops.Vector]:
         """Item i22 has a text, but no interaction: RecBole does not number it."""
         vector_of = dict(zip(tokens, vectors, strict=True))
         return [vector_of.get(token, {}) for token in whole.field2id_token["item_id"]]
 
-    def scores(self, name: str, history: list[int], decay: float = 0.7, text_weight: float = 0.5) -> list[float]:
+    def scores(
+        self,
+        name: str,
+        history: list[int],
+        decay: float | None = None,
+        text_weight: float = 0.5,
+        ridge: float = 100.0,
+    ) -> list[float]:
+        decay = decay or DECAYS.get(name, 0.7)
         counts = loops.popularity(self.train, self.n_items)
         added = loops.ties(counts)
         markov = loops.markov(history, loops.followers(self.train), decay, NEWEST, added)
@@ -94,6 +107,7 @@ class Tiny:
         return {
             "Popularity": counts,
             "MarkovChain": markov,
+            "SLIT": loops.slit(history, self.linear_transitions(decay, ridge), decay, NEWEST, added),
             "TextKNN": text,
             "MarkovTextKNN": loops.hybrid(markov, text, text_weight),
         }[name]
@@ -154,14 +168,16 @@ def test_scores_are_those_of_the_loops(name: str, built: Make, data_path: Path):
     tiny = Tiny(data_path / "tiny", whole)
     for interaction in test_batches(test):
         found = model.full_sort_predict(interaction)
-        torch.testing.assert_close(found, expected(tiny, name, interaction), rtol=1e-12, atol=1e-14)
+        wanted = expected(tiny, name, interaction)
+        torch.testing.assert_close(found, wanted, rtol=1e-12, atol=ROUNDING.get(name, 1e-14))
     assert max(map(len, tiny.before_target)) > NEWEST, "no history is cut"
 
 
 @pytest.mark.parametrize("name", NAMES[1:])
-def test_decay_and_text_weight_are_read(name: str, built: Make, data_path: Path):
-    numbers = {"decay": 0.25, "text_weight": 2.0}
-    known = numbers if name == "MarkovTextKNN" else {"decay": 0.25}
+def test_own_keys_are_read(name: str, built: Make, data_path: Path):
+    numbers = {"decay": 0.25, "text_weight": 2.0, "ridge": 0.5}
+    own = {"MarkovTextKNN": ["text_weight"], "SLIT": ["ridge"]}.get(name, [])
+    known = {key: numbers[key] for key in ("decay", *own)}
     model, whole, _, _, test = built(name, **known)
     tiny = Tiny(data_path / "tiny", whole)
     interaction = test_batches(test)[0]
@@ -169,7 +185,7 @@ def test_decay_and_text_weight_are_read(name: str, built: Make, data_path: Path)
         model.full_sort_predict(interaction),
         expected(tiny, name, interaction, **numbers),
         rtol=1e-12,
-        atol=1e-14,
+        atol=ROUNDING.get(name, 1e-14),
     )
 
 
@@ -307,6 +323,7 @@ def test_held_out_interactions_do_not_count(built: Make, data_path: Path, tmp_pa
     ("name", "changes", "message"),
     [
         ("MarkovChain", {"decay": 1.5}, r"decay: 1.5 is not a number in \[0.0, 1.0\]"),
+        ("SLIT", {"ridge": 0}, r"ridge: 0 is not a number in \[1e-06"),
         ("TextKNN", {"decay": "'much'"}, "decay: 'much' is not a number"),
         ("MarkovTextKNN", {"text_weight": -1}, "text_weight: -1 is not a number"),
         ("TextKNN", {"text_transform": "whiten"}, "text_transform: 'whiten' needs dense vectors.*text_transform: none"),
@@ -339,6 +356,12 @@ def test_texts_that_do_not_serve_are_refused(
     (tmp_path / "tiny" / "tiny.item").write_text("\n".join(["item_id:token\ttitle:token_seq", *items]) + "\n")
     with pytest.raises(InputError, match=message):
         built("TextKNN", data_path=str(tmp_path))
+
+
+def test_a_catalogue_that_is_too_large_for_a_square_matrix_is_refused(built: Make, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(models, "_MOST_ITEMS", 24)
+    with pytest.raises(InputError, match=r"SLIT holds .* for 25 items; it is for 24 at most: use MarkovChain"):
+        built("SLIT")
 
 
 def test_an_item_without_a_line_is_like_nothing(built: Make, data_path: Path, tmp_path: Path):
@@ -390,7 +413,7 @@ def test_defaults_are_those_of_the_simple_baselines_and_documented(name: str, co
     comments = dict(re.findall(r"^([\w.]+):.*?\s#\s*(.*)$", content, flags=re.MULTILINE))
     assert set(comments) == set(defaults)
     assert all(re.match(r"\(.+?\)", comment) for comment in comments.values())
-    tool = {"MAX_ITEM_LIST_LENGTH": 20, "decay": 0.7, "text_weight": 0.5}
+    tool = {"MAX_ITEM_LIST_LENGTH": 20, "decay": DECAYS.get(name, 0.7), "text_weight": 0.5, "ridge": 100.0}
     tool |= {"text_encoder": "tfidf", "text_transform": "none", "text_metric": "cosine"}
     assert defaults.items() <= tool.items()
     settings = config(name)
