@@ -75,8 +75,9 @@ def linear_transitions(train: Histories, n_items: int, newest: int, decay: float
     gram = (histories.T @ histories).astype(np.float32).toarray()
     gram[np.diag_indices(n_items)] += ridge
     weights = (histories.T @ following).astype(np.float32).toarray(order="F")
-    solved: np.ndarray = cho_solve(cho_factor(gram, overwrite_a=True), weights, overwrite_b=True)
-    return solved
+    solved = cho_solve(cho_factor(gram, overwrite_a=True), weights, overwrite_b=True)
+    del gram
+    return np.ascontiguousarray(solved)  # scipy would copy columns into rows at every product
 
 
 def popularity_ties(train_counts: np.ndarray) -> np.ndarray:
