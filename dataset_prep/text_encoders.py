@@ -135,11 +135,13 @@ def encoder_parts(name: str) -> list[str]:
     The "+" of a folder or file that is there (``models/a+b``, ``file:a+b.npy``) separates nothing.
 
     Raises:
-        InputError: if a part is empty.
+        InputError: if a part is empty, or names no file.
     """
     if Path(name.removeprefix("file:")).expanduser().exists():
         return [name]
     parts = [part.strip() for part in name.split("+")]
     if not all(parts):
         raise InputError(f"text_encoder: {name!r} has an empty part; write names joined by +, such as minilm+tfidf")
+    if "file:" in parts:
+        raise InputError(f"text_encoder: {name!r} names no file; write file:PATH.npy")
     return parts

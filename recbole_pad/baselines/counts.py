@@ -60,24 +60,27 @@ def linear_transitions(train: Histories, n_items: int, newest: int, decay: float
         ridge: above 0.
 
     Returns:
-        Float32, shape (V, V): rows are items of the history, columns the next item. Twice that is held for a while.
+        Float32, shape (V, V): rows are items of the history, columns the next item. Two such matrices are held for a
+        while, beside the sparse histories (`newest` numbers per interaction) and their products.
     """
     users = np.repeat(np.arange(len(train.lengths)), train.lengths)
     place = np.arange(len(users)) - np.repeat(train.offsets[:-1], train.lengths)
     targets = np.flatnonzero(place > 0)
     shape = (len(targets), n_items)
-    histories = sp.csr_matrix(shape)
+    histories = sp.csr_matrix(shape, dtype=np.float32)
     for distance in range(1, min(newest, int(train.lengths.max(initial=0))) + 1):
         rows = np.flatnonzero(place[targets] >= distance)
-        weights = np.full(len(rows), float(decay) ** (distance - 1))
+        weights = np.full(len(rows), float(decay) ** (distance - 1), dtype=np.float32)
         histories = histories + sp.csr_matrix((weights, (rows, train.items[targets[rows] - distance])), shape=shape)
-    following = sp.csr_matrix((np.ones(len(targets)), (np.arange(len(targets)), train.items[targets])), shape=shape)
-    gram = (histories.T @ histories).astype(np.float32).toarray()
+    following = sp.csr_matrix(
+        (np.ones(len(targets), dtype=np.float32), (np.arange(len(targets)), train.items[targets])), shape=shape
+    )
+    gram = (histories.T @ histories).toarray(order="F")  # the order in which LAPACK works in place
     gram[np.diag_indices(n_items)] += ridge
-    weights = (histories.T @ following).astype(np.float32).toarray(order="F")
-    solved = cho_solve(cho_factor(gram, overwrite_a=True), weights, overwrite_b=True)
-    del gram
-    return np.ascontiguousarray(solved)  # scipy would copy columns into rows at every product
+    factor = cho_factor(gram, overwrite_a=True)
+    solved = cho_solve(factor, (histories.T @ following).toarray(order="F"), overwrite_b=True)
+    del gram, factor
+    return np.ascontiguousarray(solved)  # or scipy copies it at every product
 
 
 def popularity_ties(train_counts: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
 """The training-free models. Each scores all items for a sparse matrix of decayed histories.
 
 Their formulas are those of the usual simple baselines (Ferrari Dacrema et al. 2019, "Are we really making much
-progress?", RecSys; docs/baselines.md): whoever trains a model has to beat them.
+progress?", RecSys; docs/baselines.md), SLIT's that of Choi et al. 2021: whoever trains a model has to beat them.
 """
 
 from __future__ import annotations

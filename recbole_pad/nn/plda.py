@@ -24,7 +24,7 @@ from recbole_pad.nn.text_transforms import rows_of_block
 
 TEXT_METRICS = ("cosine", "plda")
 _LOWEST, _HIGHEST = 1e-6, 0.95  # of a correlation: below is rounding; near 1 the weight has no bound
-_NO_SPREAD = 1e-20  # of the total variance over the squared length of the mean: below, all vectors are the same
+_NO_SPREAD = 1e-12  # of the total variance over the squared length of the mean: below, all vectors are the same
 
 
 class PLDA(nn.Module):

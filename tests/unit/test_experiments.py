@@ -209,6 +209,17 @@ def test_the_tuned_rivals_are_models_with_keys_that_their_search_space_has():
         assert set(variant.settings) <= set(space)
 
 
+def test_the_training_free_models_settle_and_train_nothing():
+    found = parse_variants(["@training_free"])
+    assert len({str(variant.settings) + variant.model for variant in found}) == len(found) > 4
+    for variant in found:
+        config = settled_config(variant.model, "ml-100k", None, dict(variant.settings))
+        trained = (
+            set(config["experts"]) - {"match", "markov"} if variant.model == "PAD" else MODELS[variant.model].is_trained
+        )
+        assert not trained
+
+
 def test_settings_are_read_as_yaml():
     found = parse_settings(["--a=1", "b=0.5", "c=[1, 2]", "d=1e-4", "e=SASRec", "f=~", "g={x: [1, 0]}", "h=e1"])
     assert found == {"a": 1, "b": 0.5, "c": [1, 2], "d": 1e-4, "e": "SASRec", "f": None, "g": {"x": [1, 0]}, "h": "e1"}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from recbole_pad.dataset_prep.digest import file_sha256
+from recbole_pad.errors import InputError
 from recbole_pad.input_files import input_digests
 
 MODEL = """
@@ -24,7 +25,7 @@ READ = ["d.inter", "d.item", "mine.npy", "mine.json", "other.npy", "other.json",
 
 
 @pytest.fixture
-def digests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], dict[str, str | None]]:
+def digests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], dict[str, str | None]]]:
     """Of a dataset `d`, own vectors, a checkpoint, and a backbone in two modules of one file name."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -51,6 +52,11 @@ def test_a_file_that_is_read_changes_its_digest_alone(name: str, digests: Callab
     assert after[changed] == file_sha256(Path(name))
     Path("unrelated.npy").write_text("changed")
     assert digests() == after
+
+
+def test_own_vectors_without_a_path_are_refused(tmp_path: Path):
+    with pytest.raises(InputError, match=r"text_encoder: 'file:\+tfidf' names no file; write file:PATH.npy"):
+        input_digests(tmp_path, "d", lambda key: ["file:+tfidf"])
 
 
 def test_files_that_are_not_there_are_none(tmp_path: Path):

@@ -43,11 +43,14 @@ pair_lists = st.lists(
 
 
 @settings(max_examples=60, deadline=None)
-@example(  # correlations above the cap
-    pairs=[(1, 2, 1e4), (2, 1, 1e4), (4, 5, 1e4), (5, 4, 1e4), (6, 7, 1e4), (7, 6, 1e4), (1, 4, 2e2), (8, 9, 10.0)],
+@example(  # one correlation above the cap, others below
+    pairs=[
+        (8, 1, 1e3), (1, 2, 1.0), (9, 9, 1e3), (9, 2, 10.0), (3, 6, 10.0), (7, 10, 100.0),
+        (6, 11, 1e4), (1, 3, 1e4), (11, 1, 1.0), (8, 6, 100.0), (4, 10, 1e3),
+    ],
     width=6,
     block=3,
-)
+)  # fmt: skip
 @given(pairs=pair_lists, width=st.integers(2, 6), block=st.sampled_from([1, 3, 10_000]))
 def test_the_map_is_that_of_the_loops_whatever_the_blocks(pairs: plda_loops.Pairs, width: int, block: int):
     vectors = unit_vectors(12, width, seed=len(pairs))
@@ -60,7 +63,7 @@ def test_the_map_is_that_of_the_loops_whatever_the_blocks(pairs: plda_loops.Pair
     if plda is None or expected is None:
         return
     mapped = plda(vectors)
-    np.testing.assert_allclose((mapped @ mapped.T).numpy(), expected, atol=2e-3)
+    np.testing.assert_allclose((mapped @ mapped.T).numpy(), expected, atol=1e-4)
     assert not mapped[[0, 3]].any()
     norms = mapped.norm(dim=1).numpy()
     np.testing.assert_allclose(np.delete(norms, [0, 3]), 1, atol=1e-5)
