@@ -72,9 +72,8 @@ def linear_transitions(train: Histories, n_items: int, newest: int, decay: float
         rows = np.flatnonzero(place[targets] >= distance)
         weights = np.full(len(rows), float(decay) ** (distance - 1), dtype=np.float32)
         histories = histories + sp.csr_matrix((weights, (rows, train.items[targets[rows] - distance])), shape=shape)
-    following = sp.csr_matrix(
-        (np.ones(len(targets), dtype=np.float32), (np.arange(len(targets)), train.items[targets])), shape=shape
-    )
+    ones = np.ones(len(targets), dtype=np.float32)
+    following = sp.csr_matrix((ones, (np.arange(len(targets)), train.items[targets])), shape=shape)
     gram = (histories.T @ histories).toarray(order="F")  # the order in which LAPACK works in place
     gram[np.diag_indices(n_items)] += ridge
     factor = cho_factor(gram, overwrite_a=True)
