@@ -86,6 +86,7 @@ class PADConfig:
     gate_cold_weight: float
     match_decay: float
     match_metric: str
+    repeat_term: str
     markov_decay: float
     expert_loss: str
     retrain_experts: bool
@@ -263,6 +264,7 @@ _WORDS: dict[str, tuple[str, ...]] = {
     "gate_form": tuple(GATES),
     "gate_users": tuple(USER_GATES),
     "match_metric": TEXT_METRICS,
+    "repeat_term": ("valid", "none"),
     "align_start": ("pretrain", "random"),
     "gate_fit": ("train", "valid", "none"),
     "expert_loss": ("joint", "separate"),

@@ -22,7 +22,7 @@ FIRST_READ_IN = {
     ).split(),
     "finetune": (
         "experts n_bins gate_form gate_norm gate_start gate_users gate_learning_rate gate_fit gate_cold_weight "
-        "match_decay match_metric markov_decay expert_loss retrain_experts"
+        "match_decay match_metric repeat_term markov_decay expert_loss retrain_experts"
     ).split(),
 }
 FOLDER_KEYS = ("data_path", "checkpoint_dir", "text_vectors_dir", "phase_cache", "init_checkpoint")

@@ -23,6 +23,7 @@ from recbole_pad.model.items import AlignedVectors, Catalogue, IDVectors, text_v
 from recbole_pad.model.negatives import NegativeSampler, way_of
 from recbole_pad.model.objectives import OBJECTIVES, Step
 from recbole_pad.model.positions import BatchReader, Positions, StepItems, newest_items, places_in, with_padding
+from recbole_pad.model.repeat_term import RepeatTerm
 from recbole_pad.model.transitions import Transitions
 from recbole_pad.model.vector_recommender import VectorRecommender
 from recbole_pad.nn.gate import GATES, USER_GATES, Gate
@@ -73,6 +74,7 @@ class PAD(VectorRecommender):
             ),
             USER_GATES[self.settings.gate_users](len(self.settings.experts)),
         )
+        self.repeats = RepeatTerm(self.n_items)
         self.samplers = self._build_samplers(dataset)
         self._updates_rows = {
             name: updates_rows(settings, self.n_items - 1, OBJECTIVES[settings.loss].needs_sampler, name)
@@ -152,7 +154,7 @@ class PAD(VectorRecommender):
         members = self._members(self.phase)
         modules: dict[str, nn.Module] = {f"experts.{name}": self.experts[name] for name in members}
         if PHASES[self.phase].is_gated:
-            modules["gate"] = self.gate
+            modules |= {"gate": self.gate, "repeats": self.repeats}
         return modules
 
     def _expert(self, name: str) -> Expert:
@@ -171,6 +173,10 @@ class PAD(VectorRecommender):
     def gate_columns(self) -> tuple[list[int], list[int]]:
         """Columns of the gate's weights: of `expert_vectors` and `expert_states`, and of `expert_pairs`."""
         return [column for column, _ in self._with_vectors()], [column for column, _ in self._with_pairs()]
+
+    @property
+    def _is_mixture(self) -> bool:
+        return PHASES[self.phase].is_gated and self.scored_alone is None
 
     @property
     def _is_gated(self) -> bool:
@@ -194,13 +200,16 @@ class PAD(VectorRecommender):
         return self._weighted(self.expert_states(interaction), self.newest_items(interaction))
 
     def pair_scores(self, interaction: Interaction) -> ScorePairs | None:
-        """What experts without vectors add to the scores of a few items, gated; None where there is no such expert."""
-        if not self._with_pairs():
-            return None
-        (pairs,), (column,) = self.expert_pairs(interaction), self.gate_columns()[1]
-        users = self.user_weights(self.newest_items(interaction))
-        values = pairs.values * users[pairs.rows, column] * self.gate_weights(pairs.items)[:, column]
-        return ScorePairs(pairs.rows, pairs.items, values)
+        """What is added to the scores of a few items: by experts without vectors, gated, and for repeats; or None."""
+        parts = []
+        if self._with_pairs():
+            (pairs,), (column,) = self.expert_pairs(interaction), self.gate_columns()[1]
+            users = self.user_weights(self.newest_items(interaction))
+            values = pairs.values * users[pairs.rows, column] * self.gate_weights(pairs.items)[:, column]
+            parts.append(ScorePairs(pairs.rows, pairs.items, values))
+        if self._is_mixture and self.repeats.shift:
+            parts.append(self.repeats(interaction[self.ITEM_SEQ]))
+        return ScorePairs.added_up(parts, self.n_items) if parts else None
 
     def expert_pairs(self, interaction: Interaction) -> list[ScorePairs]:
         """The scores of each expert of the present phase that has no vectors, without the gate."""

@@ -31,6 +31,16 @@ class ScorePairs:
         return cls(torch.div(keys, n_items, rounding_mode="floor"), keys % n_items, total)
 
     @classmethod
+    def added_up(cls, parts: Sequence[ScorePairs], n_items: int) -> ScorePairs:
+        """Of the same rows: values of a pair that stands in several parts are added up."""
+        if len(parts) == 1:
+            return parts[0]
+        rows, items, values = (
+            torch.cat([getattr(part, name) for part in parts]) for name in ("rows", "items", "values")
+        )
+        return cls.summed(rows, items, values, n_items)
+
+    @classmethod
     def joined(cls, parts: Sequence[ScorePairs]) -> ScorePairs:
         """Pairs of different rows, the later parts' rows above the earlier parts'."""
         return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in ("rows", "items", "values")))

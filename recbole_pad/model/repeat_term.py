@@ -1,0 +1,121 @@
+"""What is added to the score of an item that the user has had: one number, fitted on validation data.
+
+An expert that compares with the history gives the history's own items the highest scores. Where history is masked that
+costs nothing; where it is not, it costs the places that they take, unless people come back to items. How often they do
+is seen in validation data. Source: ours, docs/decisions.md, "Repeats".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from recbole_pad.nn.score_pairs import ScorePairs
+
+_K = 10  # of the NDCG that is optimised
+_MAX_ROWS = 50_000  # validation rows used
+_CANDIDATES = 400  # values that are tried, between those at which ranks change
+
+
+class RepeatTerm(nn.Module):
+    """Adds `shift` to the score of every item of the visible history; 0 until it is fitted.
+
+    Args:
+        n_items: V, padding included.
+    """
+
+    shift: Tensor
+
+    def __init__(self, n_items: int) -> None:
+        super().__init__()
+        self.n_items = n_items
+        self.register_buffer("shift", torch.zeros(()))
+
+    def forward(self, item_seq: Tensor) -> ScorePairs:
+        """item_seq (B, N), padded with 0 -> the shift for each distinct item of a row."""
+        rows, columns = item_seq.nonzero(as_tuple=True)
+        keys = torch.unique(rows * self.n_items + item_seq[rows, columns])
+        rows = torch.div(keys, self.n_items, rounding_mode="floor")
+        return ScorePairs(rows, keys % self.n_items, self.shift.expand(len(keys)))
+
+
+@dataclass(frozen=True)
+class HeldOutScores:
+    """What the rank of a validation target depends on, as the items of the history move together.
+
+    Attributes:
+        target: score of each row's target, shape (n,).
+        is_repeat: whether it stands in the history, shape (n,).
+        others: the 10 highest scores outside the history, the target left out, shape (n, 10).
+        history: scores of the distinct items of the history, the target left out; -inf where there is none, (n, N).
+    """
+
+    target: Tensor
+    is_repeat: Tensor
+    others: Tensor
+    history: Tensor
+
+    def ndcg(self, shift: Tensor) -> Tensor:
+        """Mean NDCG@10 with history not masked, for each shift: (s,) -> (s,)."""
+        of_target = self.target + self.is_repeat * shift[:, None]  # (s, n)
+        above = (self.others > of_target[..., None]).sum(dim=2)
+        above += (self.history + shift[:, None, None] > of_target[..., None]).sum(dim=2)
+        return torch.where(above < _K, 1 / torch.log2(above + 2.0), 0.0).mean(dim=1)
+
+    def turning_points(self) -> Tensor:
+        """The shifts at which a rank changes, sorted, shape (m,)."""
+        moved = (self.target[:, None] - self.history)[~self.is_repeat]
+        passed = (self.others - self.target[:, None])[self.is_repeat]
+        points = torch.cat([moved.flatten(), passed.flatten()])
+        return points[points.isfinite()].unique()
+
+
+@torch.no_grad()
+def held_out_scores(model: Any, batches: Iterable[Any], memory: int) -> HeldOutScores:
+    """Score the validation rows, at most `_MAX_ROWS` of them.
+
+    Args:
+        model: a `PAD` model whose repeat term is 0.
+        batches: of RecBole's validation loader of all rows.
+        memory: bytes for scores of users x items that are held at once.
+    """
+    parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+    n_rows, at_once = 0, max(1, memory // (4 * model.n_items))
+    for interaction, _, _, target in batches:
+        for rows in torch.arange(len(target)).split(at_once):
+            parts.append(_of_rows(model, interaction[rows].to(model.device), target[rows].to(model.device)))
+        n_rows += len(target)
+        if n_rows >= _MAX_ROWS:
+            break
+    return HeldOutScores(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+
+def _of_rows(model: Any, interaction: Any, target: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    scores, item_seq = model.full_sort_predict(interaction), interaction[model.ITEM_SEQ]
+    scores[:, 0] = -torch.inf
+    of_target = scores.gather(1, target[:, None])
+    is_repeat = (item_seq == target[:, None]).any(dim=1)
+    scores.scatter_(1, target[:, None], -torch.inf)
+    items = item_seq.sort(dim=1).values
+    is_first = torch.cat([items[:, :1] > 0, items[:, 1:] != items[:, :-1]], dim=1)
+    history = scores.gather(1, items).masked_fill(~is_first, -torch.inf)
+    scores.scatter_(1, item_seq, -torch.inf)
+    others = scores.topk(min(_K, scores.size(1)), dim=1).values
+    return of_target[:, 0], is_repeat, others, history
+
+
+def best_shift(rows: HeldOutScores) -> float:
+    """The shift with the highest NDCG@10; the lowest of equal ones, so that where nobody comes back nothing does."""
+    points = rows.turning_points()
+    if not len(points):
+        return 0.0
+    quantiles = torch.linspace(0, len(points) - 1, min(_CANDIDATES, len(points)), device=points.device).long()
+    chosen = points[quantiles]
+    between = (chosen[1:] + chosen[:-1]) / 2
+    candidates = torch.cat([chosen[:1] - 1, between, chosen[-1:] + 1])
+    found = torch.cat([rows.ndcg(some) for some in candidates.split(8)])
+    return float(candidates[found.argmax()])
