@@ -181,7 +181,7 @@ def _pantry_config(name: str, folder: Path) -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "SLIT"])  # which the tool does not have
 def test_prime_pantry_has_the_numbers_of_the_simple_baselines(name: str, pantry: Any, real_data: Path):
     """Within 0.15 points of the tool, which leaves HTML entities in 1,121 titles; without text within 0.02.
 

@@ -685,7 +685,7 @@ def test_a_phase_keeps_the_state_of_its_own_experts_only(build: Build):
     expected = {
         "pretrain": {"experts.rec"},
         "align": {"experts.align"},
-        "finetune": {"experts.rec", "experts.align", "experts.llm", "experts.match", "experts.markov", "gate"},
+        "finetune": {f"experts.{name}" for name in EXPERT_SETS[0]} | {"gate", "repeats"},
     }
     for phase, names in expected.items():
         model.phase = phase

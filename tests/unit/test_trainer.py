@@ -26,7 +26,7 @@ PHASE_NAMES = ("pretrain", "align", "finetune")
 OWN_PARTS = {
     "pretrain": ["experts.rec."],
     "align": ["experts.align."],
-    "finetune": ["experts.rec.", "experts.align.", "experts.llm.", "gate."],
+    "finetune": ["experts.rec.", "experts.align.", "experts.llm.", "gate.", "repeats."],
 }
 # The gate learned with the experts, from the loss of the mixture, which cannot contain the Markov expert.
 LEARNED_GATE = {"gate_fit": "train", "expert_loss": "joint", "experts": ["rec", "align", "llm", "match"]}
@@ -331,7 +331,7 @@ def test_a_gate_fitted_on_validation_data_leaves_the_experts_as_they_are(saved: 
         ends[fit] = copy_of(run.model)
     changed = moved(ends["train"], ends["valid"])
     assert changed
-    assert all(name.startswith("gate.") for name in changed)
+    assert all(name.startswith(("gate.", "repeats.")) for name in changed)
 
 
 def test_an_expert_that_learns_alone_is_validated_by_itself_and_the_phase_by_the_mixture(build: Build):
