@@ -26,7 +26,7 @@ from recbole_pad.data.frequency import FREQUENCY_GROUPS, frequency_group
 from recbole_pad.data.loader import of_all_rows
 from recbole_pad.distributed import Processes, shared_loss
 from recbole_pad.model.gate_fit import fit_gate
-from recbole_pad.model.repeat_term import best_shift, held_out_scores
+from recbole_pad.model.repeat_term import fit_repeat_term
 from recbole_pad.optimizers import dense_groups, row_tables, with_rows
 from recbole_pad.phases import PHASES
 from recbole_pad.seeding import rng_state, seed_all, set_rng_state
@@ -370,17 +370,19 @@ class FinetuneTrainer(PhaseTrainer):
         )
         if not is_fitted:
             self.logger.warning("gate_fit: valid, but every validation target is masked: the gate keeps its weights")
+            self._fit_repeat_term(valid_data)
             return False
         self.processes.same_values(self.model.gate.parameters())
-        if self.settings.repeat_term == "valid":
-            self._fit_repeat_term(valid_data)
+        self._fit_repeat_term(valid_data)
         self._score_mixture(valid_data, "gate fitted on validation data (in-sample)")
         return True
 
     def _fit_repeat_term(self, valid_data: Any) -> None:
+        if self.settings.repeat_term != "valid":
+            return
         memory = self.settings.score_memory_mb * 2**20
         shift = self.processes.from_first(
-            lambda: best_shift(held_out_scores(self.model, of_all_rows(valid_data), memory))
+            lambda: fit_repeat_term(self.model, of_all_rows(valid_data), self.settings.seed, memory)
         )
         self.model.repeats.shift.fill_(shift)
         self.logger.info(f"repeat_term: {shift:+.4g} for items of the history, fitted on validation data")

@@ -207,7 +207,7 @@ class PAD(VectorRecommender):
             users = self.user_weights(self.newest_items(interaction))
             values = pairs.values * users[pairs.rows, column] * self.gate_weights(pairs.items)[:, column]
             parts.append(ScorePairs(pairs.rows, pairs.items, values))
-        if self._is_mixture and self.repeats.shift:
+        if self._is_mixture and self.settings.repeat_term == "valid" and self.repeats.shift:
             parts.append(self.repeats(interaction[self.ITEM_SEQ]))
         return ScorePairs.added_up(parts, self.n_items) if parts else None
 

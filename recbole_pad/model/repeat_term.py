@@ -14,10 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from recbole_pad.data.loader import in_random_order
 from recbole_pad.nn.score_pairs import ScorePairs
 
 _K = 10  # of the NDCG that is optimised
-_MAX_ROWS = 50_000  # validation rows used
+_MAX_ROWS, _FEW_ROWS = 50_000, 5_000  # validation rows used; where every few rows take all item vectors anew
+_NUMBERS = 2**24  # compared at once
 _CANDIDATES = 400  # values that are tried, between those at which ranks change
 
 
@@ -74,22 +76,39 @@ class HeldOutScores:
         return points[points.isfinite()].unique()
 
 
+def fit_repeat_term(model: Any, loader: Any, seed: int, memory: int) -> float:
+    """The best shift of validation rows; the model's own is 0 afterwards.
+
+    Args:
+        model: a `PAD` model in the last phase, with the weights to keep.
+        loader: RecBole's validation loader of all rows. Of more than fit, those of batches drawn at random are taken.
+        seed: of that choice.
+        memory: bytes for scores of users x items that are held at once.
+    """
+    model.eval()
+    model.repeats.shift.zero_()
+    most = _MAX_ROWS if model.keeps_items() else _FEW_ROWS
+    is_cut = len(loader._dataset) > most
+    return best_shift(held_out_scores(model, in_random_order(loader, seed) if is_cut else loader, memory, most))
+
+
 @torch.no_grad()
-def held_out_scores(model: Any, batches: Iterable[Any], memory: int) -> HeldOutScores:
-    """Score the validation rows, at most `_MAX_ROWS` of them.
+def held_out_scores(model: Any, batches: Iterable[Any], memory: int, most: int = _MAX_ROWS) -> HeldOutScores:
+    """Score validation rows, those of the first batches that hold `most` of them.
 
     Args:
         model: a `PAD` model whose repeat term is 0.
         batches: of RecBole's validation loader of all rows.
         memory: bytes for scores of users x items that are held at once.
+        most: rows.
     """
     parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-    n_rows, at_once = 0, max(1, memory // (4 * model.n_items))
+    n_rows, at_once = 0, max(1, memory // (8 * model.n_items))  # a model may hold them twice
     for interaction, _, _, target in batches:
         for rows in torch.arange(len(target)).split(at_once):
             parts.append(_of_rows(model, interaction[rows].to(model.device), target[rows].to(model.device)))
         n_rows += len(target)
-        if n_rows >= _MAX_ROWS:
+        if n_rows >= most:
             break
     return HeldOutScores(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
@@ -117,5 +136,5 @@ def best_shift(rows: HeldOutScores) -> float:
     chosen = points[quantiles]
     between = (chosen[1:] + chosen[:-1]) / 2
     candidates = torch.cat([chosen[:1] - 1, between, chosen[-1:] + 1])
-    found = torch.cat([rows.ndcg(some) for some in candidates.split(8)])
+    found = torch.cat([rows.ndcg(some) for some in candidates.split(max(1, _NUMBERS // rows.history.numel()))])
     return float(candidates[found.argmax()])

@@ -169,3 +169,32 @@ def test_masked_figures_stay_and_unmasked_ones_gain_on_validation_data(settings:
     assert found["test"]["masked"] == without["test"]["masked"]
     assert found["valid"]["masked"] == without["valid"]["masked"]
     assert found["valid"]["unmasked"]["all"]["ndcg@10"] > without["valid"]["unmasked"]["all"]["ndcg@10"]
+
+
+def test_a_shift_that_is_there_before_the_fit_has_no_part_in_it(settings: Callable[..., dict[str, Any]]):
+    """Of an initial checkpoint; and `repeat_term: none` switches it off."""
+    asked = settings(phases=["finetune"], experts=["match", "markov"])
+    first = run_recbole("PAD", "tiny", config_dict=asked)
+    start = {"init_checkpoint": f"{first['run_folder']}/finetune.pth"}
+    again = run_recbole("PAD", "tiny", config_dict={**asked, **start})["report"]
+    off = run_recbole("PAD", "tiny", config_dict={**asked, **start, "repeat_term": "none"})["report"]
+    never = run_recbole("PAD", "tiny", config_dict={**asked, "repeat_term": "none"})["report"]
+    of = {
+        name: run["phases"]["finetune"]["valid"]["unmasked"]["all"]["ndcg@10"]
+        for name, run in (("first", first["report"]), ("again", again), ("off", off), ("never", never))
+    }
+    assert of["first"] > of["never"]
+    assert of["again"] > of["off"]
+
+
+def test_more_turning_points_than_are_tried_still_give_a_good_shift():
+    generator = torch.Generator().manual_seed(3)
+    scores = torch.randn(300, N_ITEMS, generator=generator)
+    seq = torch.randint(1, N_ITEMS, (300, 6), generator=generator)
+    target = torch.randint(1, N_ITEMS, (300,), generator=generator)
+    rows = held_out_scores(
+        Scores(scores), [(Interaction({"seq": seq, "row": torch.arange(300)}), None, None, target)], 4096
+    )
+    assert len(rows.turning_points()) > 400
+    best = rows.ndcg(torch.tensor([best_shift(rows)]))
+    assert (best >= rows.ndcg(torch.linspace(-5, 5, 301)) - 2e-3).all()
