@@ -368,14 +368,14 @@ class FinetuneTrainer(PhaseTrainer):
                 None if withheld is None else torch.from_numpy(withheld),
             )
         )
-        if not is_fitted:
+        if is_fitted:
+            self.processes.same_values(self.model.gate.parameters())
+        else:
             self.logger.warning("gate_fit: valid, but every validation target is masked: the gate keeps its weights")
-            self._fit_repeat_term(valid_data)
-            return False
-        self.processes.same_values(self.model.gate.parameters())
         self._fit_repeat_term(valid_data)
-        self._score_mixture(valid_data, "gate fitted on validation data (in-sample)")
-        return True
+        if is_fitted:
+            self._score_mixture(valid_data, "gate fitted on validation data (in-sample)")
+        return bool(is_fitted)
 
     def _fit_repeat_term(self, valid_data: Any) -> None:
         if self.settings.repeat_term != "valid":

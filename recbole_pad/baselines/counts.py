@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import scipy.sparse as sp
+import torch
 from scipy.linalg import cho_factor, cho_solve
 from torch import Tensor
 
@@ -63,17 +64,17 @@ def linear_transitions(train: Histories, n_items: int, newest: int, decay: float
         Float32, shape (V, V): rows are items of the history, columns the next item. Two such matrices are held for a
         while, beside the sparse histories (`newest` numbers per interaction) and their products.
     """
-    users = np.repeat(np.arange(len(train.lengths)), train.lengths)
-    place = np.arange(len(users)) - np.repeat(train.offsets[:-1], train.lengths)
+    place = np.arange(len(train.items)) - np.repeat(train.offsets[:-1], train.lengths)
     targets = np.flatnonzero(place > 0)
-    shape = (len(targets), n_items)
-    histories = sp.csr_matrix(shape, dtype=np.float32)
-    for distance in range(1, min(newest, int(train.lengths.max(initial=0))) + 1):
-        rows = np.flatnonzero(place[targets] >= distance)
-        weights = np.full(len(rows), float(decay) ** (distance - 1), dtype=np.float32)
-        histories = histories + sp.csr_matrix((weights, (rows, train.items[targets[rows] - distance])), shape=shape)
+    lengths = np.minimum(place[targets], newest)
+    columns = np.arange(lengths.max(initial=0))
+    at = np.where(
+        columns < lengths[:, None], (targets - lengths)[:, None] + columns, 0
+    )  # past a history's end: not read
+    item_seq, item_seq_len = torch.from_numpy(train.items[at]), torch.from_numpy(lengths)
+    histories = decayed_history(item_seq, item_seq_len, decay, n_items).astype(np.float32)
     ones = np.ones(len(targets), dtype=np.float32)
-    following = sp.csr_matrix((ones, (np.arange(len(targets)), train.items[targets])), shape=shape)
+    following = sp.csr_matrix((ones, (np.arange(len(targets)), train.items[targets])), shape=(len(targets), n_items))
     gram = (histories.T @ histories).toarray(order="F")  # the order in which LAPACK works in place
     gram[np.diag_indices(n_items)] += ridge
     factor = cho_factor(gram, overwrite_a=True)

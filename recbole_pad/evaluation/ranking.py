@@ -19,13 +19,12 @@ from torch import Tensor
 from recbole_pad.evaluation.ranks import (
     check_history,
     count_above,
-    distinct_pairs,
     masked_ranks,
     places,
     refuse_bad_targets,
     refuse_nan,
 )
-from recbole_pad.nn.score_pairs import ScorePairs
+from recbole_pad.nn.score_pairs import ScorePairs, distinct_pairs
 
 SCORE_MEMORY_MB = 512
 _BLOCK = {"cpu": (256, 2**20), "cuda": (4096, 2**26)}  # device -> (users, scores) of a block at most

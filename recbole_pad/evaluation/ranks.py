@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from recbole_pad.errors import InputError
+from recbole_pad.nn.score_pairs import distinct_pairs
 
 _TILE = 2**20  # scores compared at once: they and the marks of the comparison stay in the processor's cache
 
@@ -100,13 +101,6 @@ def masked_ranks(everything: Tensor, own: Tensor, target: Tensor, rows: Tensor, 
     masked = everything.index_add(0, rows, -freed.masked_fill(is_target, 0.0))
     masked[rows[is_target]] = math.inf
     return masked
-
-
-def distinct_pairs(rows: Tensor, items: Tensor, n_items: int) -> tuple[Tensor, Tensor]:
-    """The (row, item) pairs once each, without padding, sorted by row and item."""
-    is_item = items != 0
-    pair = torch.unique(rows[is_item].long() * n_items + items[is_item])
-    return pair // n_items, pair % n_items
 
 
 def refuse_bad_targets(target: Tensor, n_items: int) -> None:

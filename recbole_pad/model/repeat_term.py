@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from recbole_pad.data.loader import in_random_order
-from recbole_pad.nn.score_pairs import ScorePairs
+from recbole_pad.nn.score_pairs import ScorePairs, distinct_pairs
 
 _K = 10  # of the NDCG that is optimised
 _MAX_ROWS, _FEW_ROWS = 50_000, 5_000  # validation rows used; where every few rows take all item vectors anew
@@ -39,10 +39,9 @@ class RepeatTerm(nn.Module):
 
     def forward(self, item_seq: Tensor) -> ScorePairs:
         """item_seq (B, N), padded with 0 -> the shift for each distinct item of a row."""
-        rows, columns = item_seq.nonzero(as_tuple=True)
-        keys = torch.unique(rows * self.n_items + item_seq[rows, columns])
-        rows = torch.div(keys, self.n_items, rounding_mode="floor")
-        return ScorePairs(rows, keys % self.n_items, self.shift.expand(len(keys)))
+        every_row = torch.arange(len(item_seq), device=item_seq.device)[:, None].expand_as(item_seq)
+        rows, items = distinct_pairs(every_row, item_seq, self.n_items)
+        return ScorePairs(rows, items, self.shift.expand(len(rows)))
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,13 @@ import torch
 from torch import Tensor
 
 
+def distinct_pairs(rows: Tensor, items: Tensor, n_items: int) -> tuple[Tensor, Tensor]:
+    """The (row, item) pairs once each, without padding, sorted by row and item."""
+    is_item = items != 0
+    pair = torch.unique(rows[is_item].long() * n_items + items[is_item])
+    return pair // n_items, pair % n_items
+
+
 @dataclass(frozen=True)
 class ScorePairs:
     """What is added to the scores of some items, row by row; all other items get nothing.
@@ -35,10 +42,8 @@ class ScorePairs:
         """Of the same rows: values of a pair that stands in several parts are added up."""
         if len(parts) == 1:
             return parts[0]
-        rows, items, values = (
-            torch.cat([getattr(part, name) for part in parts]) for name in ("rows", "items", "values")
-        )
-        return cls.summed(rows, items, values, n_items)
+        side_by_side = cls.joined(parts)
+        return cls.summed(side_by_side.rows, side_by_side.items, side_by_side.values, n_items)
 
     @classmethod
     def joined(cls, parts: Sequence[ScorePairs]) -> ScorePairs:
