@@ -5,7 +5,7 @@ After `import recbole_pad` RecBole knows the model `PAD` (see `recbole_pad.activ
 import itself is quick: torch and RecBole are not loaded before they are needed.
 """
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 from recbole_pad import activation as _activation
 

@@ -372,20 +372,11 @@ class FinetuneTrainer(PhaseTrainer):
             self.processes.same_values(self.model.gate.parameters())
         else:
             self.logger.warning("gate_fit: valid, but every validation target is masked: the gate keeps its weights")
-        self._fit_repeat_term(valid_data)
+        if self.settings.repeat_term == "valid":
+            fit_repeat_term(self.model, valid_data)
         if is_fitted:
             self._score_mixture(valid_data, "gate fitted on validation data (in-sample)")
         return bool(is_fitted)
-
-    def _fit_repeat_term(self, valid_data: Any) -> None:
-        if self.settings.repeat_term != "valid":
-            return
-        memory = self.settings.score_memory_mb * 2**20
-        shift = self.processes.from_first(
-            lambda: fit_repeat_term(self.model, of_all_rows(valid_data), self.settings.seed, memory)
-        )
-        self.model.repeats.shift.fill_(shift)
-        self.logger.info(f"repeat_term: {shift:+.4g} for items of the history, fitted on validation data")
 
 
 PHASE_TRAINERS: dict[str, type[PhaseTrainer]] = {

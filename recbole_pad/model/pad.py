@@ -23,7 +23,6 @@ from recbole_pad.model.items import AlignedVectors, Catalogue, IDVectors, text_v
 from recbole_pad.model.negatives import NegativeSampler, way_of
 from recbole_pad.model.objectives import OBJECTIVES, Step
 from recbole_pad.model.positions import BatchReader, Positions, StepItems, newest_items, places_in, with_padding
-from recbole_pad.model.repeat_term import RepeatTerm
 from recbole_pad.model.transitions import Transitions
 from recbole_pad.model.vector_recommender import VectorRecommender
 from recbole_pad.nn.gate import GATES, USER_GATES, Gate
@@ -74,7 +73,6 @@ class PAD(VectorRecommender):
             ),
             USER_GATES[self.settings.gate_users](len(self.settings.experts)),
         )
-        self.repeats = RepeatTerm(self.n_items)
         self.samplers = self._build_samplers(dataset)
         self._updates_rows = {
             name: updates_rows(settings, self.n_items - 1, OBJECTIVES[settings.loss].needs_sampler, name)
@@ -201,15 +199,17 @@ class PAD(VectorRecommender):
 
     def pair_scores(self, interaction: Interaction) -> ScorePairs | None:
         """What is added to the scores of a few items: by experts without vectors, gated, and for repeats; or None."""
-        parts = []
-        if self._with_pairs():
-            (pairs,), (column,) = self.expert_pairs(interaction), self.gate_columns()[1]
-            users = self.user_weights(self.newest_items(interaction))
-            values = pairs.values * users[pairs.rows, column] * self.gate_weights(pairs.items)[:, column]
-            parts.append(ScorePairs(pairs.rows, pairs.items, values))
-        if self._is_mixture and self.settings.repeat_term == "valid" and self.repeats.shift:
-            parts.append(self.repeats(interaction[self.ITEM_SEQ]))
+        repeats = self.repeat_scores(interaction) if self._is_mixture else None
+        parts = [part for part in (self._gated_pairs(interaction), repeats) if part is not None]
         return ScorePairs.added_up(parts, self.n_items) if parts else None
+
+    def _gated_pairs(self, interaction: Interaction) -> ScorePairs | None:
+        if not self._with_pairs():
+            return None
+        (pairs,), (column,) = self.expert_pairs(interaction), self.gate_columns()[1]
+        users = self.user_weights(self.newest_items(interaction))
+        values = pairs.values * users[pairs.rows, column] * self.gate_weights(pairs.items)[:, column]
+        return ScorePairs(pairs.rows, pairs.items, values)
 
     def expert_pairs(self, interaction: Interaction) -> list[ScorePairs]:
         """The scores of each expert of the present phase that has no vectors, without the gate."""
@@ -249,19 +249,6 @@ class PAD(VectorRecommender):
     def keeps_items(self) -> bool:
         """As of `VectorRecommender`."""
         return self._kept_vectors() is not None
-
-    def full_sort_predict(self, interaction: Interaction) -> Tensor:
-        """Scores of all items: shape (B, V); inner products of the folded vectors, and pairs."""
-        scores, pairs = super().full_sort_predict(interaction), self.pair_scores(interaction)
-        return scores if pairs is None else pairs.add_to(scores)
-
-    def predict(self, interaction: Interaction) -> Tensor:
-        """Score of the row's own candidate item: shape (B,)."""
-        scores, pairs = super().predict(interaction), self.pair_scores(interaction)
-        if pairs is None:
-            return scores
-        every_row = torch.arange(len(scores), device=scores.device)
-        return scores + pairs.at(every_row, interaction[self.ITEM_ID], self.n_items)
 
     def load_other_parameter(self, para: dict[str, Any] | None) -> None:
         """Restore the phase from a checkpoint."""

@@ -7,6 +7,7 @@ is seen in validation data. Source: ours, docs/decisions.md, "Repeats".
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from recbole_pad.data.loader import in_random_order
+from recbole_pad.data.loader import in_random_order, of_all_rows
 from recbole_pad.nn.score_pairs import ScorePairs, distinct_pairs
+
+log = logging.getLogger(__name__)
 
 _K = 10  # of the NDCG that is optimised
 _MAX_ROWS, _FEW_ROWS = 50_000, 5_000  # validation rows used; where every few rows take all item vectors anew
@@ -75,20 +78,23 @@ class HeldOutScores:
         return points[points.isfinite()].unique()
 
 
-def fit_repeat_term(model: Any, loader: Any, seed: int, memory: int) -> float:
-    """The best shift of validation rows; the model's own is 0 afterwards.
+def fit_repeat_term(model: Any, loader: Any) -> None:
+    """Fit the shift of a model's repeat term to validation rows, in every process of a run alike.
 
     Args:
-        model: a `PAD` model in the last phase, with the weights to keep.
-        loader: RecBole's validation loader of all rows. Of more than fit, those of batches drawn at random are taken.
-        seed: of that choice.
-        memory: bytes for scores of users x items that are held at once.
+        model: a `VectorRecommender` with the weights to keep. One that is there already has no part in the fit.
+        loader: RecBole's full-ranking validation loader. Of more rows than fit, those of batches drawn at random are
+            taken.
     """
     model.eval()
     model.repeats.shift.zero_()
     most = _MAX_ROWS if model.keeps_items() else _FEW_ROWS
-    is_cut = len(loader._dataset) > most
-    return best_shift(held_out_scores(model, in_random_order(loader, seed) if is_cut else loader, memory, most))
+    memory = model.settings.score_memory_mb * 2**20
+    loader = of_all_rows(loader)
+    batches = in_random_order(loader, model.settings.seed) if len(loader._dataset) > most else loader
+    shift = model.processes.from_first(lambda: best_shift(held_out_scores(model, batches, memory, most)))
+    model.repeats.shift.fill_(shift)
+    log.info(f"repeat_term: {shift:+.4g} for items of the history, fitted on validation data")
 
 
 @torch.no_grad()
@@ -96,7 +102,7 @@ def held_out_scores(model: Any, batches: Iterable[Any], memory: int, most: int =
     """Score validation rows, those of the first batches that hold `most` of them.
 
     Args:
-        model: a `PAD` model whose repeat term is 0.
+        model: a `VectorRecommender` whose repeat term is 0.
         batches: of RecBole's validation loader of all rows.
         memory: bytes for scores of users x items that are held at once.
         most: rows.

@@ -12,7 +12,7 @@ import torch
 from recbole.quick_start import load_data_and_model
 from recbole.utils import get_trainer
 
-from recbole_pad.quick_start import run_recbole, train
+from recbole_pad.quick_start import data_and_model, run_recbole, settled_config, train
 from recbole_pad.registration import MODELS
 from recbole_pad.tune import tune
 
@@ -98,3 +98,63 @@ def test_a_search_of_a_rival_reads_its_space(asked: Callable[..., Any], tmp_path
     assert heard == ["train"]
     found = tune("LLMInit", "tiny", 2, config_dict=asked(epochs=1))
     assert {"init_axes", "unseen_items"} <= set(found["best_settings"])
+
+
+@pytest.mark.parametrize("changes", [{}, {"train_seconds": 0}, {"weight_average": 0}])
+def test_the_repeat_term_is_fitted_to_the_saved_weights(changes: dict[str, Any], asked: Callable[..., Any]):
+    """Nobody comes back in the ring, but a model that reads text ranks a user's own items high."""
+    runs = [
+        run_recbole("MoRec", "chain", config_dict=asked(**changes, repeat_term=term))["report"]["phases"]["train"]
+        for term in ("valid", "none")
+    ]
+    fitted, without = ({split: run[split] for split in ("valid", "test")} for run in runs)
+    for split in fitted:
+        assert fitted[split]["masked"] == without[split]["masked"]
+        assert fitted[split]["unmasked"] != without[split]["unmasked"]
+    assert fitted["valid"]["unmasked"]["all"]["ndcg@10"] > without["valid"]["unmasked"]["all"]["ndcg@10"]
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_the_repeat_term_moves_the_history_and_nothing_else(saved: bool, asked: Callable[..., Any]):
+    scores = []
+    for term in ("valid", "none"):
+        config = settled_config("MoRec", "chain", None, asked(repeat_term=term))
+        _, train_data, valid_data, test_data, network = data_and_model(config)
+        trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, network)
+        trainer.fit(train_data, valid_data, saved=saved)
+        trainer.evaluate(test_data, load_best_model=saved)
+        interaction = next(iter(test_data))[0]
+        with torch.no_grad():
+            scores.append(network.eval().full_sort_predict(interaction))
+        if term == "valid":
+            shift = network.repeats.shift.item()
+            assert shift != 0
+            if saved:
+                content = torch.load(trainer.saved_model_file, weights_only=False)
+                assert content["state_dict"]["repeats.shift"].item() == shift
+                assert not list(Path(trainer.saved_model_file).parent.glob("*.tmp"))
+    moved, plain = scores
+    for row, items in enumerate(interaction["item_id_list"].tolist()):
+        for item in set(items) - {0}:
+            plain[row, item] += shift
+    torch.testing.assert_close(moved[:, 1:], plain[:, 1:])
+
+
+def test_with_the_history_unmasked_the_result_is_that_of_the_fitted_term(asked: Callable[..., Any]):
+    results = [
+        run_recbole("MoRec", "chain", config_dict=asked(protocol="recbole", repeat_term=term))
+        for term in ("valid", "none")
+    ]
+    fitted, without = (run["best_valid_result"]["ndcg@10"] for run in results)
+    assert fitted > without
+    phase = results[0]["report"]["phases"]["train"]
+    assert fitted == pytest.approx(phase["valid"]["unmasked"]["all"]["ndcg@10"], abs=1e-4)
+
+
+def test_sampled_evaluation_leaves_the_repeat_term_out_and_says_so(
+    asked: Callable[..., Any], caplog: pytest.LogCaptureFixture
+):
+    sampled = {"mode": {"valid": "uni100", "test": "uni100"}, "split": {"LS": "valid_and_test"}, "order": "TO"}
+    result = run_recbole("MoRec", "chain", config_dict=asked(eval_args=sampled, protocol="recbole"))
+    assert result["test_result"]["hit@10"] >= 0
+    assert "repeat_term" in caplog.text
