@@ -360,9 +360,12 @@ def model_settings(model: str) -> dict[str, Any]:
 
 
 def shipped_settings(model: str, dataset: str) -> dict[str, Any]:
-    """All that our property files say of a model on a dataset, under the protocol `pad`; see `add_plugin_settings`."""
-    ours = model_settings(model)
-    of_data = properties("model", "PAD.yaml") if ours else {}
+    """All that our property files say of a model on a dataset, under the protocol `pad`; see `add_plugin_settings`.
+
+    Of PAD's file, which stands below those of our other models, those keys that the model reads.
+    """
+    ours, unread = model_settings(model), unread_keys(model)
+    of_data = {key: value for key, value in properties("model", "PAD.yaml").items() if key not in unread} if ours else {}
     of_dataset = properties("dataset", f"{dataset}.yaml")
     if SELECTED_FEATURES not in recbole_keys(model):
         of_dataset.pop(SELECTED_FEATURES, None)

@@ -305,6 +305,13 @@ def test_item_features_change_the_cells_of_those_who_read_them_only():
     assert shipped_settings("FDSA", "amazon_toys")["selected_features"] == ["categories"]
 
 
+def test_shipped_settings_of_a_rival_hold_no_key_that_it_does_not_read():
+    """So that a new default of PAD's alone leaves finished cells of rivals as they are."""
+    of_pad, of_rival = shipped_settings("PAD", "amazon_toys"), shipped_settings("MoRec", "amazon_toys")
+    assert {"gate_fit", "mmd_weight", "finetune.epochs", "id_dropout"} <= of_pad.keys() - of_rival.keys()
+    assert {"train_windows", "text_encoder", "adapter_layers", "n_bins", "repeat_term"} <= of_rival.keys()
+
+
 @pytest.mark.parametrize(
     ("model", "changes"),
     [
