@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from logging import getLogger
 
 from torch import Tensor
 
+from recbole_pad.distributed import ALONE, Processes
 from recbole_pad.errors import InputError
 
 AUTO = "auto"
@@ -58,11 +60,14 @@ class Budget:
 
     Args:
         seconds: the limit, of wall time from now on; None: no limit.
+        processes: of the run; the clock of the first one counts, so that all end with the same epoch.
         clock: seconds that pass.
     """
 
-    def __init__(self, seconds: float | None, clock: Callable[[], float] = time.monotonic) -> None:
-        self._seconds, self._clock = seconds, clock
+    def __init__(
+        self, seconds: float | None, processes: Processes = ALONE, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._seconds, self._processes, self._clock = seconds, processes, clock
         self._started = clock()
 
     def __call__(self, epoch: int, score: float) -> None:
@@ -71,5 +76,9 @@ class Budget:
         Raises:
             BudgetSpent: if the time is over.
         """
-        if self._seconds is not None and self._clock() - self._started >= self._seconds:
+        if self._seconds is not None and self._processes.from_first(self._is_over):
+            getLogger().info(f"train_seconds: {self._seconds} s are over, training ends here")
             raise BudgetSpent
+
+    def _is_over(self) -> bool:
+        return self._seconds is not None and self._clock() - self._started >= self._seconds

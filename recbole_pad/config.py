@@ -365,7 +365,8 @@ def shipped_settings(model: str, dataset: str) -> dict[str, Any]:
     Of PAD's file, which stands below those of our other models, those keys that the model reads.
     """
     ours, unread = model_settings(model), unread_keys(model)
-    of_data = {key: value for key, value in properties("model", "PAD.yaml").items() if key not in unread} if ours else {}
+    of_pad = properties("model", "PAD.yaml") if ours else {}
+    of_data = {key: value for key, value in of_pad.items() if key not in unread}
     of_dataset = properties("dataset", f"{dataset}.yaml")
     if SELECTED_FEATURES not in recbole_keys(model):
         of_dataset.pop(SELECTED_FEATURES, None)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +56,8 @@ class Training:
         """
         if saved:
             self._open_folder()
-        started, curve, budget = time.monotonic(), [], Budget(self._trainer.config["train_seconds"])
+        started, curve = time.monotonic(), []
+        budget = Budget(self._trainer.config["train_seconds"], self._processes)
 
         def epoch_done(epoch: int, score: float) -> None:
             curve.append([epoch, float(score)])
@@ -71,7 +71,6 @@ class Training:
                 train_data, valid_data, saved=saved, show_progress=show, callback_fn=epoch_done
             )
         except BudgetSpent:
-            getLogger().info(f"train_seconds: {self._trainer.config['train_seconds']} s are over, training ends here")
             result = self._trainer.best_valid_score, self._trainer.best_valid_result
         self._remember(len(train_data), time.monotonic() - started, curve)
         self._processes.wait()

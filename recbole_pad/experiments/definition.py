@@ -17,7 +17,6 @@ _OF_EXPERIMENT = (
     "title",
     "question",
     "settings",
-    "include",
     "tuning",
     "reference",
     "show",
@@ -25,7 +24,7 @@ _OF_EXPERIMENT = (
     "hidden",
     "variants",
 )
-_OF_VARIANT = ("model", "start", "start_experts", "tune")
+_OF_VARIANT = ("model", "start", "start_experts", "tune", "include")
 _OF_TUNING = ("seeds", "settings")
 _TRAINED_EXPERTS = ("rec", "align", "llm")
 
@@ -129,11 +128,6 @@ def parse_experiment(name: str, content: Any) -> Experiment:
     tuning = dict(content.get("tuning") or {})
     _refuse_unknown(f"{name}: tuning", tuning, _OF_TUNING)
     settings = dict(content.get("settings") or {})
-    if "include" in content:
-        included = properties("experiment", f"{content['include']}.yaml")
-        if not included:
-            raise InputError(f"{name}: include: properties/experiment/{content['include']}.yaml does not exist")
-        settings = {**included, **settings}
     return Experiment(
         name,
         str(content.get("title", name)),
@@ -152,7 +146,9 @@ def _variant(where: str, label: str, content: Any) -> StudyVariant:
     if not isinstance(content, dict):
         raise InputError(f"{where}: {content!r} must be a mapping of settings")
     own = {key: value for key, value in content.items() if key not in _OF_VARIANT}
-    words = {key: content[key] for key in _OF_VARIANT if key in content}
+    if "include" in content:
+        own = {**_included(where, content["include"]), **own}
+    words = {key: content[key] for key in _OF_VARIANT if key in content and key != "include"}
     if "start_experts" in words:
         words["start_experts"] = tuple(words["start_experts"])
     tune = words.get("tune", {})
@@ -163,6 +159,13 @@ def _variant(where: str, label: str, content: Any) -> StudyVariant:
     ):
         raise InputError(f"{where}: tune: {tune!r} must be one {{key: [values]}}")
     return StudyVariant(label, own, **words)
+
+
+def _included(where: str, name: str) -> dict[str, Any]:
+    included = properties("experiment", f"{name}.yaml")
+    if not included:
+        raise InputError(f"{where}: include: properties/experiment/{name}.yaml does not exist")
+    return included
 
 
 def _refuse_circle(where: str, label: str, variants: Mapping[str, StudyVariant]) -> None:

@@ -21,7 +21,7 @@ from recbole_pad.nn.score_pairs import ScorePairs, distinct_pairs
 log = logging.getLogger(__name__)
 
 _K = 10  # of the NDCG that is optimised
-_MAX_ROWS, _FEW_ROWS = 50_000, 5_000  # validation rows used; where every few rows take all item vectors anew
+_MAX_ROWS = 5_000  # validation rows used, for one number
 _NUMBERS = 2**24  # compared at once
 _CANDIDATES = 400  # values that are tried, between those at which ranks change
 
@@ -83,29 +83,27 @@ def fit_repeat_term(model: Any, loader: Any) -> None:
 
     Args:
         model: a `VectorRecommender` with the weights to keep. One that is there already has no part in the fit.
-        loader: RecBole's full-ranking validation loader. Of more rows than fit, those of batches drawn at random are
+        loader: RecBole's full-ranking validation loader. Of more than 5,000 rows, those of batches drawn at random are
             taken.
     """
     model.eval()
     model.repeats.shift.zero_()
-    most = _MAX_ROWS if model.keeps_items() else _FEW_ROWS
     memory = model.settings.score_memory_mb * 2**20
     loader = of_all_rows(loader)
-    batches = in_random_order(loader, model.settings.seed) if len(loader._dataset) > most else loader
-    shift = model.processes.from_first(lambda: best_shift(held_out_scores(model, batches, memory, most)))
+    batches = in_random_order(loader, model.settings.seed) if len(loader._dataset) > _MAX_ROWS else loader
+    shift = model.processes.from_first(lambda: best_shift(held_out_scores(model, batches, memory)))
     model.repeats.shift.fill_(shift)
     log.info(f"repeat_term: {shift:+.4g} for items of the history, fitted on validation data")
 
 
 @torch.no_grad()
-def held_out_scores(model: Any, batches: Iterable[Any], memory: int, most: int = _MAX_ROWS) -> HeldOutScores:
-    """Score validation rows, those of the first batches that hold `most` of them.
+def held_out_scores(model: Any, batches: Iterable[Any], memory: int) -> HeldOutScores:
+    """Score validation rows, those of the first batches that hold 5,000 of them.
 
     Args:
         model: a `VectorRecommender` whose repeat term is 0.
         batches: of RecBole's validation loader of all rows.
         memory: bytes for scores of users x items that are held at once.
-        most: rows.
     """
     parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     n_rows, at_once = 0, max(1, memory // (8 * model.n_items))  # a model may hold them twice
@@ -113,7 +111,7 @@ def held_out_scores(model: Any, batches: Iterable[Any], memory: int, most: int =
         for rows in torch.arange(len(target)).split(at_once):
             parts.append(_of_rows(model, interaction[rows].to(model.device), target[rows].to(model.device)))
         n_rows += len(target)
-        if n_rows >= most:
+        if n_rows >= _MAX_ROWS:
             break
     return HeldOutScores(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
@@ -137,8 +135,9 @@ def best_shift(rows: HeldOutScores) -> float:
     points = rows.turning_points()
     if not len(points):
         return 0.0
-    quantiles = torch.linspace(0, len(points) - 1, min(_CANDIDATES, len(points)), device=points.device).long()
-    chosen = points[quantiles]
+    last = len(points) - 1
+    quantiles = torch.linspace(0, last, min(_CANDIDATES, len(points)), device=points.device).long()
+    chosen = points[quantiles.clamp(max=last)]  # float32 may round up
     between = (chosen[1:] + chosen[:-1]) / 2
     candidates = torch.cat([chosen[:1] - 1, between, chosen[-1:] + 1])
     found = torch.cat([rows.ndcg(some) for some in candidates.split(max(1, _NUMBERS // rows.history.numel()))])

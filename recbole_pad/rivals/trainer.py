@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,39 +40,54 @@ class RivalTrainer(Trainer):
     ) -> tuple[float, Any]:
         """As RecBole's `Trainer.fit`; `stopping_step` may be ``auto``.
 
-        Then the repeat term is fitted, to the weights that will be tested: the saved ones, or with ``saved=False``, as
-        RecBole has it, the last. The validation result of saved ones is in-sample for this one number.
+        The model ends with its best weights, also with ``saved=False``, if anything was validated. To them the repeat
+        term is then fitted: the validation result is in-sample for this one number.
         """
         self.stopping_step = patience(self.model.settings.stopping_step, self.eval_step, len(train_data))
-        try:
-            super().fit(train_data, valid_data, verbose, saved, show_progress, callback_fn)
-        except BudgetSpent:
-            self._fit_repeat_term(valid_data, saved)
-            raise
-        self._fit_repeat_term(valid_data, saved)
+        if self.start_epoch < self.epochs:
+            self.model.repeats.shift.zero_()  # of a run that is resumed: epochs are chosen without it
+        best: dict[str, Tensor] = {}
+
+        def validated(epoch: int, score: float) -> None:
+            if not saved and self.cur_step == 0:  # the best so far
+                best.update({name: value.clone() for name, value in self.model.state_dict().items()})
+            if callback_fn is not None:
+                callback_fn(epoch, score)
+
+        with suppress(BudgetSpent):
+            super().fit(train_data, valid_data, verbose, saved, show_progress, validated)
+        if self.best_valid_result:
+            content = self._saved_content() if saved else {"state_dict": best}
+            self.model.load_state_dict(content["state_dict"])
+            self.average.restart()  # or the next validation would put the average of the last epoch in their place
+            if self._fits_repeat_term():
+                fit_repeat_term(self.model, valid_data)
+                self.best_valid_score, self.best_valid_result = self._valid_epoch(valid_data)
+                if saved:
+                    self._save_shift(content)
         return self.best_valid_score, self.best_valid_result
 
-    def _fit_repeat_term(self, valid_data: Any, saved: bool) -> None:
-        if self.model.settings.repeat_term == "none" or not valid_data:
-            return
-        if self.config["eval_args"]["mode"]["valid"] != "full":
+    def _fits_repeat_term(self) -> bool:
+        if self.model.settings.repeat_term == "none":
+            return False
+        is_full = self.config["eval_args"]["mode"]["valid"] == "full"
+        if not is_full:
             self.logger.warning("repeat_term: valid needs full ranking of validation rows (eval_args.mode): not fitted")
-            return
-        if not saved:
-            self.average.enter()
-            fit_repeat_term(self.model, valid_data)
-            return
-        processes, path = self.model.processes, Path(self.saved_model_file)
-        processes.wait()  # for the first one, which writes the file
-        content = torch.load(path, map_location=self.device, weights_only=False)  # of this run, RecBole's pickle
-        self.model.load_state_dict(content["state_dict"])
-        self.average.restart()  # or the next validation would put the average of the last epoch in their place
-        fit_repeat_term(self.model, valid_data)
-        if processes.is_first:
-            content["state_dict"] = self.model.state_dict()
-            write_whole(path, lambda temporary: torch.save(content, temporary, pickle_protocol=4))
-        processes.wait()
-        self.best_valid_score, self.best_valid_result = self._valid_epoch(valid_data)
+        return is_full
+
+    def _saved_content(self) -> dict[str, Any]:
+        """What RecBole's checkpoint of this run holds."""
+        self.model.processes.wait()  # for the first one, which writes it
+        content: dict[str, Any] = torch.load(self.saved_model_file, map_location="cpu", weights_only=False)
+        return content
+
+    def _save_shift(self, content: dict[str, Any]) -> None:
+        if self.model.processes.is_first:
+            content["state_dict"]["repeats.shift"] = self.model.repeats.shift.cpu()
+            write_whole(
+                Path(self.saved_model_file), lambda temporary: torch.save(content, temporary, pickle_protocol=4)
+            )
+        self.model.processes.wait()
 
     def _train_epoch(self, train_data: Any, epoch_idx: int, *args: Any, **kwargs: Any) -> Any:
         self.average.leave()

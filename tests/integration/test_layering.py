@@ -15,7 +15,8 @@ ROOT = Path(__file__).resolve().parents[2]
 LADDER: list[set[str]] = [
     {"dataset_prep"},
     {"errors", "keys"},
-    {"registry", "phases", "patching", "seeding", "distributed", "launch", "budget"},
+    {"registry", "phases", "patching", "seeding", "distributed", "launch"},
+    {"budget"},
     {"process_group"},
     {"compat"},
     {"nn", "backbones", "averaging"},

@@ -158,3 +158,37 @@ def test_sampled_evaluation_leaves_the_repeat_term_out_and_says_so(
     result = run_recbole("MoRec", "chain", config_dict=asked(eval_args=sampled, protocol="recbole"))
     assert result["test_result"]["hit@10"] >= 0
     assert "repeat_term" in caplog.text
+
+
+def test_a_resumed_run_chooses_its_epochs_without_the_term(asked: Callable[..., Any]):
+    """With a learning rate of 0 every epoch has the score that the first one had, before the term was fitted."""
+    still = asked(protocol="recbole", learning_rate=0.0, weight_average=0, epochs=1)
+    result = run_recbole("MoRec", "chain", config_dict=still)
+    before = result["report"]["phases"]["train"]["valid_curve"][0][1]
+    assert result["best_valid_score"] > before
+    file = Path(result["run_folder"]) / "model.pth"
+    config, network, _, train_data, valid_data, _ = load_data_and_model(str(file))
+    config["epochs"] = 3
+    trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, network)
+    trainer.resume_checkpoint(file)
+    scores: list[float] = []
+    trainer.fit(train_data, valid_data, saved=False, callback_fn=lambda epoch, score: scores.append(score))
+    assert scores == pytest.approx([before] * 2)
+
+
+@pytest.mark.parametrize("term", ["valid", "none"])
+def test_without_a_file_the_model_ends_with_its_best_weights(term: str, asked: Callable[..., Any]):
+    changes = {"epochs": 6, "learning_rate": 0.1, "weight_average": 0, "repeat_term": term, "stopping_step": 10}
+    saved, not_saved = (
+        run_recbole("IDRec", "tiny", config_dict=asked(**changes), saved=saved) for saved in (True, False)
+    )
+    phase = not_saved["report"]["phases"]["train"]
+    assert phase["best_epoch"] < phase["epochs"] - 1
+    assert not_saved["test_result"] == saved["test_result"]
+    assert not_saved["best_valid_result"] == saved["best_valid_result"]
+
+
+def test_where_nothing_is_validated_nothing_is_fitted(asked: Callable[..., Any]):
+    result = run_recbole("MoRec", "chain", config_dict=asked(eval_step=0, metrics=["Hit"]))
+    assert result["report"]["phases"]["train"]["epochs"] == 2
+    assert result["test_result"]["hit@10"] >= 0

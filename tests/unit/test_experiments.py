@@ -645,7 +645,7 @@ def test_an_experiment_without_matplotlib_is_refused_before_anything_runs(
         ({}, "needs a mapping"),
         (small(titel="x"), "'titel' is not understood \\(did you mean 'title'\\?\\)"),
         (small(reference="D"), "reference: 'D' is no variant"),
-        (small(include="nothing"), "include: properties/experiment/nothing.yaml does not exist"),
+        ({"variants": {"A": {"include": "nothing"}}}, "A: include: properties/experiment/nothing.yaml does not exist"),
         ({"variants": {"A": {"start": "B"}}}, "A: start: 'B' is no variant"),
         ({"variants": {"A": {"tune": {"x": []}}}}, "A: tune:"),
         ({"variants": {"A": [1]}}, "must be a mapping"),
@@ -657,6 +657,13 @@ def test_an_experiment_without_matplotlib_is_refused_before_anything_runs(
 def test_bad_experiments_are_refused(content: dict[str, Any], message: str):
     with pytest.raises(InputError, match=message):
         parse_experiment("small", content)
+
+
+def test_a_variant_includes_a_file_of_settings_below_its_own():
+    shipped = properties("experiment", "pad_published.yaml")
+    found = parse_experiment("small", {"variants": {"A": {}, "B": {"include": "pad_published", "learning_rate": 0.5}}})
+    assert found.variants["A"].settings == {}
+    assert found.variants["B"].settings == {**shipped, "learning_rate": 0.5}
 
 
 def test_an_unknown_experiment_is_refused():
