@@ -1,12 +1,14 @@
-"""The first line of a RecBole atomic file: names of columns and their types."""
+"""RecBole atomic files before they are read: their first line, names of columns and their types, and quotes in them."""
 
 from __future__ import annotations
 
+import csv
+import mmap
 from pathlib import Path
 
 from .errors import InputError
 
-__all__ = ["KINDS", "read_header"]
+__all__ = ["KINDS", "read_header", "refuse_open_quotes"]
 
 KINDS = ("token", "float", "token_seq", "float_seq")  # RecBole's types of columns
 
@@ -41,3 +43,31 @@ def read_header(file: Path, separator: str = "\t", encoding: str = "utf-8") -> d
             raise InputError(f"{file}, line 1: column {name!r} stands there twice; rename one")
         columns[name] = kind
     return columns
+
+
+def refuse_open_quotes(file: Path, separator: str = "\t", encoding: str = "utf-8") -> None:
+    """Refuse a file of which a reader of CSV, such as RecBole's, would take several lines for one.
+
+    A column that begins with a double quote ends at the next one, maybe thousands of lines later: those rows would be
+    lost without a word. Files without a double quote are not read.
+
+    Raises:
+        InputError: naming the line.
+    """
+    with file.open("rb") as content, mmap.mmap(content.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        if len(separator) != 1 or mapped.find(b'"') < 0:
+            return
+    remedy = "write single quotes, or close it in its column"
+    with file.open(encoding=encoding, newline="") as lines:
+        reader = csv.reader(lines, delimiter=separator, strict=True)
+        first = 1
+        try:
+            for row in reader:
+                if any(separator in value and "\n" in value for value in row):
+                    raise InputError(
+                        f"{file}, line {first}: a column begins with a double quote that swallows the lines up to "
+                        f"{reader.line_num}; {remedy}"
+                    )
+                first = reader.line_num + 1
+        except csv.Error as error:
+            raise InputError(f"{file}, line {first}: a column begins with a double quote: {error}; {remedy}") from error

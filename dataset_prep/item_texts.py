@@ -8,6 +8,7 @@ import hashlib
 import html
 import logging
 import re
+import unicodedata
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import islice
@@ -29,6 +30,8 @@ _WORDS_OF_ALL = 0.5  # share of what stands between blanks that must be words
 _FILLED = 0.1  # share of the items that must have a value
 _MOST_WITHOUT_LINE = 0.5  # share of the items of a dataset
 _REPEATED = 0.95  # share of a column's values that stand whole in another column, from which on it adds nothing
+_OBJECT, _OBJECTS = ("{", "[{"), 0.5  # how JSON objects begin, and what share of a column makes it one of them
+_WITHOUT_TEXTS = "PAD runs without texts by --phases=pretrain,finetune --experts=rec,markov"
 _WORD = re.compile(r"[^\w]*[^\W\d_]+(?:['\u2019&.-]+[^\W\d_]+)*[^\w]*")  # letters, no digit, with punctuation around it
 _IDEOGRAM = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")  # two of them count as a word
 
@@ -38,11 +41,12 @@ def text_columns(
 ) -> list[str]:
     """The columns that make the text; for ``["auto"]`` those of the file that hold a few words.
 
-    Words are letters: what stands between blanks and holds a digit or a slash, such as an id, a link, a price or a
-    date, is none, and a column of such things is no text. A text has 1.5 to 30 words on average; a column whose name
-    holds "title" or "name" may have more, or 0.5. Where no column is like that, any with words will do, a description
-    for one. A column that nine of ten items leave empty, and one whose values stand whole in those of another, stay
-    out; so do numbers (type float) and item ids. The first 20,000 lines are looked at.
+    Words are letters of any script: what stands between blanks and holds a digit or a slash, such as an id, a link, a
+    price or a date, is none, and a column in which half are of this kind is no text. A text has 1.5 to 30 words on
+    average; a column whose name holds "title" or "name" may have more, or 0.5, and any number of other things beside
+    them ("Intel i7-9700K 3.6GHz LGA1151 CPU"). Where no column is like that, any with words will do, a description for
+    one. A column that nine of ten items leave empty, one of JSON objects, and one whose values stand whole in those of
+    another, stay out; so do numbers (type float) and item ids. The first 20,000 lines are looked at.
 
     Args:
         item_file: as of `read_item_texts`.
@@ -77,24 +81,26 @@ def _text_columns(item_file: Path, item_field: str, separator: str, stat: object
     ]
     values = {place: [line[place] for line in lines if place in line] for place in places}
     mean_words = {place: sum(map(_n_words, own)) / max(len(own), 1) for place, own in values.items()}
+    is_title = {place: any(part in names[place].lower() for part in _TITLES) for place in places}
     with_words = [
         place
         for place, own in values.items()
         if own
         and len(own) >= _FILLED * len(lines)
         and mean_words[place] >= _TITLE_WORDS
-        and mean_words[place] >= _WORDS_OF_ALL * sum(len(value.split()) for value in own) / len(own)
+        and (
+            is_title[place] or mean_words[place] >= _WORDS_OF_ALL * sum(len(value.split()) for value in own) / len(own)
+        )
+        and sum(value.startswith(_OBJECT) for value in own) < _OBJECTS * len(own)
     ]
     text = [
-        place
-        for place in with_words
-        if _FEWEST_WORDS <= mean_words[place] <= _MOST_WORDS or any(part in names[place].lower() for part in _TITLES)
+        place for place in with_words if is_title[place] or _FEWEST_WORDS <= mean_words[place] <= _MOST_WORDS
     ] or with_words
     taken = [place for place in text if not any(_adds_nothing(lines, place, other) for other in text if other != place)]
     if not taken:
         raise InputError(
             f"{item_file}: text_fields: auto finds no column of words; it has {', '.join(names) or 'none'}; name the "
-            "columns that make the text in text_fields"
+            f"columns that make the text in text_fields. {_WITHOUT_TEXTS}"
         )
     left = [f"{names[place]} ({mean_words[place]:.1f} words)" for place in places if place not in taken]
     log.info(
@@ -107,10 +113,12 @@ def _text_columns(item_file: Path, item_field: str, separator: str, stat: object
 
 
 def _n_words(text: str) -> int:
-    """How many words of letters a text has."""
-    return sum(
-        max(1, len(_IDEOGRAM.findall(part)) // 2) for part in text.split() if "/" not in part and _WORD.fullmatch(part)
-    )
+    """How many words of letters a text has; in scripts without blanks between words, two ideograms are one."""
+    if not text.isascii():  # marks that are written onto a letter are no letters
+        text = "".join(letter for letter in text if not unicodedata.category(letter).startswith("M"))
+    n_ideograms = len(_IDEOGRAM.findall(text))
+    parts = _IDEOGRAM.sub(" ", text).split() if n_ideograms else text.split()
+    return -(-n_ideograms // 2) + sum("/" not in part and bool(_WORD.fullmatch(part)) for part in parts)
 
 
 def _adds_nothing(lines: Sequence[Mapping[int, str]], place: int, other: int) -> bool:
@@ -221,7 +229,7 @@ def items_without_line(item_file: Path, texts: Mapping[str, str], tokens: Sequen
     if len(absent) > _MOST_WITHOUT_LINE * len(tokens):
         raise InputError(
             f"{found}; the file's own items are such as {', '.join(map(repr, list(texts)[:3]))}: write both files with "
-            "the same ids, or add the lines"
+            f"the same ids, or add the lines. {_WITHOUT_TEXTS}"
         )
     log.warning("%s: they count as items without text", found)
     return absent
@@ -272,8 +280,7 @@ def _read_rows(item_file: Path, separator: str) -> Iterator[tuple[int, list[str]
     item_file = Path(item_file)
     if not item_file.is_file():
         raise InputError(
-            f"item file {item_file} does not exist; texts are read from a RecBole `.item` file. PAD runs without texts "
-            "by --phases=['pretrain','finetune'] --experts=['rec','markov']"
+            f"item file {item_file} does not exist; texts are read from a RecBole `.item` file. {_WITHOUT_TEXTS}"
         )
     with item_file.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, delimiter=separator)  # as pandas' python engine, which is strict besides

@@ -119,9 +119,9 @@ class PADConfig:
         if missing:
             raise InputError(f"config keys missing or null: {', '.join(missing)}; defaults: properties/model/PAD.yaml")
         values = {field.name: config[field.name] for field in fields(cls)}
-        values["text_fields"] = column_names(values["text_fields"])
-        for key in ("phases", "experts", "mmd_bandwidths"):
-            values[key] = _as_list(values[key])
+        for key in ("text_fields", "phases", "experts"):
+            values[key] = name_list(values[key])
+        values["mmd_bandwidths"] = _as_list(values["mmd_bandwidths"])
         for key in ("text_encoder", "text_transform"):
             values[key] = joined(values[key])
         if values["n_negatives"] == AUTO:
@@ -183,8 +183,11 @@ class PADConfig:
             raise InputError(f"phases: {self.phases} must keep the order {order}")
 
 
-def column_names(given: Any) -> list[str]:
-    """Names of columns, from a list, or from a text as a command line has it: ``a,b``, ``[a, b]``, ``['a', 'b']``."""
+def name_list(given: Any) -> list[str]:
+    """Names of columns, phases or experts, from a list or a text.
+
+    A text is as a command line has it: ``a,b``, ``[a, b]``, ``['a', 'b']``.
+    """
     if isinstance(given, str):
         given = [name.strip().strip("'\"") for name in given.strip().strip("[]").split(",")]
     return [str(name) for name in given]
@@ -404,6 +407,13 @@ def add_plugin_settings(config: Any, model: str, model_class: Any, dataset: str)
     internal, external = config.internal_config_dict, config.external_config_dict
     ours = model_settings(model)
     protocol = external.get("protocol", "pad" if ours else None)
+    if protocol is None and _ranks_all_items(internal):
+        logging.getLogger().warning(
+            "%s runs under RecBole's own protocol (history not masked, best epoch by %s), PAD under another one: to "
+            "compare them, set protocol: pad for both",
+            model,
+            external.get("valid_metric", internal["valid_metric"]),
+        )
     own: dict[str, Any] = {}
     if "backbone" in ours:
         backbone = external.get("backbone", ours["backbone"])
@@ -472,7 +482,7 @@ def _load_selected_features(internal: dict[str, Any], external: dict[str, Any]) 
     """
     item = external.get("ITEM_ID_FIELD", internal["ITEM_ID_FIELD"])
     if SELECTED_FEATURES in external:
-        external[SELECTED_FEATURES] = column_names(external[SELECTED_FEATURES])
+        external[SELECTED_FEATURES] = name_list(external[SELECTED_FEATURES])
     features = external.get(SELECTED_FEATURES, internal[SELECTED_FEATURES])
     if features and internal.get("load_col") and "item" not in internal["load_col"]:
         internal["load_col"] = {**internal["load_col"], "item": [item, *features]}

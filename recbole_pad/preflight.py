@@ -12,7 +12,7 @@ from recbole.config import Config
 from recbole.utils import ModelType
 
 from recbole_pad.config import SELECTED_FEATURES, check_run, property_file, read_yaml
-from recbole_pad.dataset_prep.header import read_header
+from recbole_pad.dataset_prep.header import read_header, refuse_open_quotes
 from recbole_pad.errors import InputError
 from recbole_pad.registration import MODELS
 from recbole_pad.registry import nearest
@@ -97,6 +97,7 @@ def check_dataset(config: Any) -> None:
     if not missing:
         for file in files:
             _check_header(folder / file, config)
+            refuse_open_quotes(folder / file, config["field_separator"], config["encoding"] or "utf-8")
         _check_features(folder / f"{name}.item", config)
         return
     downloadable = yaml.safe_load(_URLS.read_text(encoding="utf-8"))

@@ -10,6 +10,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, MutableMapping
+from contextlib import suppress
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from logging import getLogger
@@ -26,6 +27,7 @@ from recbole.utils import ModelType, get_model, get_trainer, init_logger, init_s
 import recbole_pad
 from recbole_pad import checkpoint, diagnose, launch
 from recbole_pad.data.histories import cuts_globally
+from recbole_pad.data.titles import columns_of_texts
 from recbole_pad.dataset_prep.files import make_folder, write_text, write_whole
 from recbole_pad.distributed import Processes
 from recbole_pad.errors import InputError
@@ -206,7 +208,7 @@ def run_recbole(
     loaders = {"valid": valid_data, "test": test_data}
     phases, ranks = _phase_reports(training, trainer, loaders, groups, test_ranks, diagnostics)
     report = {
-        **_header(config, network),
+        **_header(config, network, whole),
         "best_valid_result": plain(best_valid_result),
         "test_result": plain(test_result),
         "phases": phases,
@@ -344,8 +346,17 @@ def _phase_reports(
     return reports, ranks
 
 
-def _header(config: Any, network: Any) -> dict[str, Any]:
-    text = network.text_fingerprint if hasattr(network, "text_fingerprint") else None
+def _text(config: Any, network: Any, dataset: Any) -> dict[str, Any] | None:
+    """What the model reads of the items' texts; None: nothing."""
+    if getattr(network, "text_fingerprint", None) is None:
+        return None
+    reads = {key: config[f"text_{key}"] for key in ("encoder", "transform")}
+    with suppress(InputError):  # own vectors need no texts
+        reads["columns"] = columns_of_texts(dataset)
+    return {**reads, "sha256": network.text_fingerprint}
+
+
+def _header(config: Any, network: Any, dataset: Any) -> dict[str, Any]:
     return {
         "format": RESULT_FORMAT,
         "model": config["model"],
@@ -362,7 +373,8 @@ def _header(config: Any, network: Any) -> dict[str, Any]:
             "max_history": config["MAX_ITEM_LIST_LENGTH"],
             "positions": config["positions"] if has_our_backbone(config["model"]) else None,
         },
-        "text_vectors": text,
+        "text": _text(config, network, dataset),
+        "repeat_term": float(network.repeats.shift) if hasattr(network, "repeats") else None,
         "n_parameters": sum(parameter.numel() for parameter in network.parameters()),
         "command": sys.argv if multiprocessing.parent_process() else sys.orig_argv,  # sys.argv is cut for RecBole
         "machine": {"platform": platform.platform(), "cpus": os.cpu_count(), "device": str(config["device"])},

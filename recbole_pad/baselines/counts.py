@@ -6,30 +6,10 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 from scipy.linalg import cho_factor, cho_solve
-from torch import Tensor
 
-from recbole_pad.data.histories import Histories
+from recbole_pad.data.histories import Histories, decayed_history
 
 TIE_WEIGHT = 1e-6
-
-
-def decayed_history(item_seq: Tensor, item_seq_len: Tensor, decay: float, n_items: int) -> sp.csr_matrix:
-    """The weight of every item in every history: the sum of decay^j over the places j of the item, newest first.
-
-    Args:
-        item_seq: item ids, oldest first, right-padded with 0, shape (B, N).
-        item_seq_len: items of each row, shape (B,).
-        decay: in [0, 1]; 0 keeps the newest item only.
-        n_items: V, padding included.
-
-    Returns:
-        Sparse float64, shape (B, V).
-    """
-    items, lengths = item_seq.cpu().numpy(), item_seq_len.cpu().numpy()
-    distance = lengths[:, None] - 1 - np.arange(items.shape[1])
-    rows, places = np.nonzero(distance >= 0)
-    weights = float(decay) ** distance[rows, places]
-    return sp.csr_matrix((weights, (rows, items[rows, places])), shape=(len(items), n_items))
 
 
 def transition_probabilities(train: Histories, n_items: int) -> sp.csr_matrix:

@@ -16,8 +16,9 @@ from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 from torch import Tensor
 
-from recbole_pad.baselines.counts import decayed_history, linear_transitions, popularity_ties, transition_probabilities
+from recbole_pad.baselines.counts import linear_transitions, popularity_ties, transition_probabilities
 from recbole_pad.baselines.text import item_texts
+from recbole_pad.data.histories import decayed_history
 from recbole_pad.errors import InputError
 from recbole_pad.model_keys import number
 

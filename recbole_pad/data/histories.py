@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy.sparse as sp
 import torch
 from torch import Tensor
 
@@ -158,3 +159,22 @@ def train_counts(train: Histories, n_items: int) -> np.ndarray:
         n_items: number of item ids, padding included.
     """
     return np.bincount(train.items, minlength=n_items)
+
+
+def decayed_history(item_seq: Tensor, item_seq_len: Tensor, decay: float, n_items: int) -> sp.csr_matrix:
+    """The weight of every item in every history: the sum of decay^j over the places j of the item, newest first.
+
+    Args:
+        item_seq: item ids, oldest first, right-padded with 0, shape (B, N).
+        item_seq_len: items of each row, shape (B,).
+        decay: in [0, 1]; 0 keeps the newest item only.
+        n_items: V, padding included.
+
+    Returns:
+        Sparse float64, shape (B, V).
+    """
+    items, lengths = item_seq.cpu().numpy(), item_seq_len.cpu().numpy()
+    distance = lengths[:, None] - 1 - np.arange(items.shape[1])
+    rows, places = np.nonzero(distance >= 0)
+    weights = float(decay) ** distance[rows, places]
+    return sp.csr_matrix((weights, (rows, items[rows, places])), shape=(len(items), n_items))

@@ -7,28 +7,44 @@ from logging import getLogger
 from pathlib import Path
 from typing import Any
 
-from recbole_pad.config import column_names, properties
+from recbole_pad.config import name_list, properties
 from recbole_pad.dataset_prep.item_texts import read_item_texts, text_columns
 from recbole_pad.errors import InputError
 
 
-def titles(dataset: Any, tokens: Collection[str]) -> dict[str, str]:
-    """The texts of items: the columns of config key `text_fields`, as the text encoder reads them.
+def columns_of_texts(dataset: Any) -> list[str]:
+    """The columns (or the one template) that config key `text_fields` names or finds.
 
     Args:
         dataset: RecBole's dataset; of PAD or of a stock model, for which the default of `text_fields` is PAD's.
+
+    Raises:
+        InputError: as of `text_columns`.
+    """
+    fields = dataset.config["text_fields"] or properties("model", "PAD.yaml")["text_fields"]
+    template = dataset.config["text_template"]
+    return [str(template)] if template else text_columns(_item_file(dataset), name_list(fields), dataset.iid_field)
+
+
+def _item_file(dataset: Any) -> Path:
+    return Path(dataset.dataset_path) / f"{dataset.dataset_name}.item"
+
+
+def titles(dataset: Any, tokens: Collection[str]) -> dict[str, str]:
+    """The texts of items, as the text encoder reads them.
+
+    Args:
+        dataset: as of `columns_of_texts`.
         tokens: of the items.
 
     Returns:
         Token -> text, empty where the `.item` file, one of the columns or the item's line is missing.
     """
-    file = Path(dataset.dataset_path) / f"{dataset.dataset_name}.item"
-    fields = dataset.config["text_fields"] or properties("model", "PAD.yaml")["text_fields"]
+    file = _item_file(dataset)
     found: dict[str, str] = {}
     if file.is_file():
         try:
-            fields = text_columns(file, column_names(fields), dataset.iid_field)
-            found = read_item_texts(file, fields, dataset.iid_field, tokens=tokens)
+            found = read_item_texts(file, columns_of_texts(dataset), dataset.iid_field, tokens=tokens)
         except InputError as error:
             getLogger().info(f"no titles: {error}")
     return {token: found.get(token, "") for token in tokens}

@@ -147,7 +147,7 @@ def _match(dataset: Any, settings: PADConfig, catalogue: Catalogue) -> Expert:
 
 
 def _markov(dataset: Any, settings: PADConfig, catalogue: Catalogue) -> Transitions:
-    return Transitions(dataset.train_histories, len(catalogue.counts), settings.markov_decay, settings.score_memory_mb)
+    return Transitions(dataset.train_histories, len(catalogue.counts), settings.markov_decay)
 
 
 _UNTRAINED: dict[str, Callable[[Any, PADConfig, Catalogue], Expert | Transitions]] = {

@@ -199,9 +199,11 @@ class PAD(VectorRecommender):
 
     def pair_scores(self, interaction: Interaction) -> ScorePairs | None:
         """What is added to the scores of a few items: by experts without vectors, gated, and for repeats; or None."""
+        gated = self._gated_pairs(interaction)
         repeats = self.repeat_scores(interaction) if self._is_mixture else None
-        parts = [part for part in (self._gated_pairs(interaction), repeats) if part is not None]
-        return ScorePairs.added_up(parts, self.n_items) if parts else None
+        if gated is None or repeats is None:
+            return gated if repeats is None else repeats
+        return gated.plus(repeats, self.n_items)
 
     def _gated_pairs(self, interaction: Interaction) -> ScorePairs | None:
         if not self._with_pairs():

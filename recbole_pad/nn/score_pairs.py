@@ -31,24 +31,31 @@ class ScorePairs:
     values: Tensor
 
     @classmethod
-    def summed(cls, rows: Tensor, items: Tensor, values: Tensor, n_items: int) -> ScorePairs:
-        """From pairs in any order; values of the same pair are added up."""
-        keys, place = torch.unique(rows * n_items + items, return_inverse=True)
-        total = values.new_zeros(len(keys)).index_add_(0, place, values)
-        return cls(torch.div(keys, n_items, rounding_mode="floor"), keys % n_items, total)
-
-    @classmethod
-    def added_up(cls, parts: Sequence[ScorePairs], n_items: int) -> ScorePairs:
-        """Of the same rows: values of a pair that stands in several parts are added up."""
-        if len(parts) == 1:
-            return parts[0]
-        side_by_side = cls.joined(parts)
-        return cls.summed(side_by_side.rows, side_by_side.items, side_by_side.values, n_items)
-
-    @classmethod
     def joined(cls, parts: Sequence[ScorePairs]) -> ScorePairs:
         """Pairs of different rows, the later parts' rows above the earlier parts'."""
         return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in ("rows", "items", "values")))
+
+    def plus(self, other: ScorePairs, n_items: int) -> ScorePairs:
+        """With the values of other pairs of the same rows added, of which there are far fewer.
+
+        A pair may stand in one of the two alone.
+        """
+        if not len(self.rows) or not len(other.rows):
+            return self if len(self.rows) else other
+        keys, added = self.rows * n_items + self.items, other.rows * n_items + other.items
+        place = torch.searchsorted(keys, added)
+        is_new = keys[place.clamp(max=len(keys) - 1)] != added
+        values = self.values.index_add(0, place[~is_new], other.values[~is_new].to(self.values.dtype))
+        if not is_new.any():
+            return ScorePairs(self.rows, self.items, values)
+        is_own = torch.ones(len(keys) + int(is_new.sum()), dtype=torch.bool, device=keys.device)
+        is_own[place[is_new] + torch.arange(int(is_new.sum()), device=keys.device)] = False
+        columns = []
+        for own, new in ((self.rows, other.rows), (self.items, other.items), (values, other.values)):
+            column = own.new_empty(len(is_own))
+            column[is_own], column[~is_own] = own, new[is_new].to(own.dtype)
+            columns.append(column)
+        return ScorePairs(*columns)
 
     def at(self, rows: Tensor, items: Tensor, n_items: int) -> Tensor:
         """The value of each asked pair, 0 where it has none: (n,), (n,) -> (n,)."""

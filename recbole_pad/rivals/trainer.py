@@ -24,6 +24,8 @@ class RivalTrainer(Trainer):
     checkpoint holds the averages alone: a run that is resumed goes on from them.
     """
 
+    best_valid_result: Any
+
     def __init__(self, config: Any, model: Any) -> None:
         super().__init__(config, model)
         trained = (parameter for parameter in model.parameters() if parameter.requires_grad)

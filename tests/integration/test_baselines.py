@@ -43,7 +43,7 @@ def test_a_run_validates_once_and_reports_both_protocols(name: str, asked: Calla
     result = run_recbole(name, "tiny", config_dict=asked())
     report, phase = result["report"], result["report"]["phases"]["train"]
     assert (report["model"], report["backbone"], report["n_parameters"]) == (name, None, 0)
-    assert (report["text_vectors"] is not None) == ("Text" in name)
+    assert (report["text"] is not None) == ("Text" in name)
     assert (phase["epochs"], phase["train_loss"], phase["best_epoch"]) == (0, [], -1)
     assert result["best_valid_score"] == result["best_valid_result"]["ndcg@10"] > 0
     assert set(phase["best_valid_result"]) == METRICS

@@ -18,6 +18,7 @@ import torch
 import recbole_pad.launch
 import recbole_pad.quick_start
 from recbole_pad.__main__ import main, run_recbole_main
+from recbole_pad.dataset_prep.header import refuse_open_quotes
 from recbole_pad.errors import InputError
 from recbole_pad.launch import Mailbox
 
@@ -101,7 +102,8 @@ def test_encode_makes_the_vectors_that_a_run_then_uses(
     asked = settings(text_vectors_dir="vectors", text_fields=["title", "kind"], epochs=1)
     report = recbole_pad.quick_start.run_recbole("PAD", "tiny", config_dict=asked, saved=False)["report"]
     assert [path.stat().st_mtime_ns for path in (tmp_path / "vectors").glob("*.npy")] == [before]
-    assert report["text_vectors"] == sha256(file.read_bytes()).hexdigest()
+    assert report["text"]["sha256"] == sha256(file.read_bytes()).hexdigest()
+    assert report["text"]["columns"] == ["title", "kind"]
 
 
 # --- refusals, in this process --------------------------------------------------------------------
@@ -194,6 +196,33 @@ def test_a_wrong_header_is_named_with_what_would_be_right(header: str, parts: li
     message = refused("--model=PAD", "--dataset=odd", "--data_path=data")
     for part in ["data/odd/odd.inter", *parts]:
         assert part in message
+
+
+@pytest.mark.parametrize(
+    ("reviews", "parts"),
+    [
+        (['"good', "fine", 'bad"', "ok"], ["line 2", "swallows the lines up to 4", "single quotes"]),
+        (['"good', "fine"], ["line 2", "unexpected end of data"]),
+        (['"Weird Al" again', "fine"], ["line 2", "expected after"]),
+    ],
+)
+def test_a_quote_that_would_swallow_interactions_is_refused(
+    reviews: list[str], parts: list[str], refused: Callable[..., str]
+):
+    Path("data/odd").mkdir(parents=True)
+    lines = ["user_id:token\titem_id:token\ttimestamp:float\treview:token_seq"]
+    lines += [f"u\ti{n}\t{n}\t{review}" for n, review in enumerate(reviews)]
+    Path("data/odd/odd.inter").write_text("\n".join(lines) + "\n")
+    message = refused("--model=PAD", "--dataset=odd", "--data_path=data")
+    for part in ["data/odd/odd.inter", *parts]:
+        assert part in message
+
+
+@pytest.mark.parametrize("text", ['12" disc', '"good"', '"a ""b"" c"', 'said "no"'])
+def test_other_quotes_are_not(text: str, tmp_path: Path):
+    file = tmp_path / "some.inter"
+    file.write_text(f"user_id:token\treview:token_seq\nu\t{text}\nv\tfine\n")
+    refuse_open_quotes(file)
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ def test_joint_vectors_are_named_on_the_command_line(data_path: Path, tmp_path: 
     fingerprints = [json.loads(path.read_text())["vectors_sha256"] for path in sorted(
         (tmp_path / "text_vectors").glob("*.json"), key=lambda path: "tfidf_3" in path.name
     )]  # fmt: skip
-    assert json.loads(result.read_text())["text_vectors"] == sha256(" ".join(fingerprints).encode()).hexdigest()
+    assert json.loads(result.read_text())["text"]["sha256"] == sha256(" ".join(fingerprints).encode()).hexdigest()
 
 
 def free_port() -> int:

@@ -208,7 +208,7 @@ def test_the_result_file_has_one_form_for_pad_and_stock_models(model: str, chang
         assert set(phase["best_valid_result"]) == METRICS
         assert phase["seconds"] > 0
         assert phase["peak_memory_mb"] > 100
-    assert (report["text_vectors"] is not None) == (model == "PAD")
+    assert (report["text"] is not None) == (model == "PAD")
     assert (report["backbone"], report["model"]) == ("SASRec" if model == "PAD" else None, model)
     assert report["protocol"]["mask_history"] is True
     assert report["versions"]["recbole"] == "1.2.1"

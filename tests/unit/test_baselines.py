@@ -22,10 +22,10 @@ from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
 from recbole_pad import config as config_module
 from recbole_pad.baselines import models
-from recbole_pad.baselines.counts import decayed_history, popularity_ties, transition_probabilities
+from recbole_pad.baselines.counts import popularity_ties, transition_probabilities
 from recbole_pad.baselines.trainer import TrainingFreeTrainer
 from recbole_pad.data.dataset import PADDataset
-from recbole_pad.data.histories import Histories
+from recbole_pad.data.histories import Histories, decayed_history
 from recbole_pad.errors import InputError
 from recbole_pad.preflight import model_names, settled_config
 from recbole_pad.registration import MODELS

@@ -250,6 +250,29 @@ def test_a_protocol_sets_the_same_evaluation_for_every_sequential_model(config, 
     }
 
 
+def test_a_stock_model_without_a_protocol_is_said_to_have_another_one(settings, caplog):
+    def made(model: str, **changes: Any) -> str:
+        caplog.clear()
+        Config(model=model, dataset="tiny", config_dict=settings(model, train_neg_sample_args=None, **changes))
+        return caplog.text
+
+    assert "SASRec runs under RecBole's own protocol (history not masked, best epoch by" in made("SASRec")
+    for model, asked in (
+        ("SASRec", {"protocol": "pad"}),
+        ("SASRec", {"protocol": "recbole"}),
+        ("PAD", {}),
+        ("BPR", {}),
+    ):
+        assert "protocol" not in made(model, **asked)
+
+
+@pytest.mark.parametrize("given", ["pretrain,finetune", "[pretrain,finetune]", ["pretrain", "finetune"]])
+def test_phases_and_experts_may_be_a_text(config, given):
+    """As an unquoted list comes out of a shell."""
+    found = PADConfig.read(config(phases=given, experts="rec,markov"))
+    assert (found.phases, found.experts) == (["pretrain", "finetune"], ["rec", "markov"])
+
+
 def test_the_user_wins_over_protocol_and_property_files(config):
     settings = config(mask_history=False, topk=[3, 10], learner="sgd", n_layers=7)
     values = [settings[key] for key in ("mask_history", "topk", "learner", "n_layers")]

@@ -178,6 +178,9 @@ def test_auto_takes_no_identifiers_links_dates_or_numbers(tmp_path, column, valu
         ("Amélie (le film)", 3),
         ("and/or 3D x2", 0),
         ("東京物語 の", 3),
+        ("苹果手机壳iPhone12防摔", 4),
+        ("लाल पतंग", 2),
+        ("Cafe\u0301 Mu\u0308ller", 2),
         ("- > 42", 0),
         ("a" + "." * 5000 + "1", 0),  # not in exponential time
     ],
@@ -209,6 +212,25 @@ def test_auto_takes_a_title_of_one_word_or_many(tmp_path):
     assert auto(item_file(tmp_path, lines, "item_id:token\tmovie_title:token\tkind:token")) == ["movie_title"]
     lines = [f"{item}\t{'word ' * 50}{item}" for item in "ab"]
     assert auto(item_file(tmp_path, lines, "item_id:token\ttitle:token_seq")) == ["title"]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        ["Intel i7-9700K 3.6GHz LGA1151 95W CPU", "AMD R5-3600 4.2GHz AM4 65W CPU"],
+        ["苹果手机壳iPhone12防摔", "三星手机壳S20防摔"],
+        ["लाल पतंग", "नीली गेंद"],
+    ],
+)
+def test_auto_takes_titles_with_numbers_and_of_any_script(tmp_path, values):
+    lines = [f"{n}\t{value}\tBig Duck" for n, value in enumerate(values)]
+    header = "item_id:token\tproduct_title:token_seq\tbrand:token"
+    assert auto(item_file(tmp_path, lines, header)) == ["product_title", "brand"]
+
+
+def test_auto_takes_no_json_objects(tmp_path):
+    lines = [f"{n}\tred {name}\t[{{Label: Prince Philip, Type: Person}}]" for n, name in enumerate(["kite", "ball"])]
+    assert auto(item_file(tmp_path, lines, "item_id:token\ttitle:token_seq\ttitle_entities:token_seq")) == ["title"]
 
 
 @pytest.mark.parametrize("columns", [["title", "full_title"], ["full_title", "title"], ["title", "again"]])

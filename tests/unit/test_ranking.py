@@ -134,9 +134,8 @@ def test_a_target_score_foretold_wrongly_is_counted_again(block: tuple[int, int]
 def test_extra_scores_of_a_few_pairs_count_as_if_they_stood_in_the_matrix(block: tuple[int, int]):
     users, items, target, history = random_case(40, 60, 8)
     users, items = users.mul(4).round(), items.mul(4).round()  # exact products
-    extra = ScorePairs.summed(
-        torch.randint(40, (300,)), torch.randint(1, 60, (300,)), torch.randint(-9, 9, (300,)).float(), 60
-    )
+    place = torch.randperm(40 * 59)[:300].sort().values
+    extra = ScorePairs(place // 59, place % 59 + 1, torch.randint(-9, 9, (300,)).float())
     scores = users @ items.T
     for row, item, value in zip(extra.rows.tolist(), extra.items.tolist(), extra.values.tolist(), strict=True):
         scores[row, item] += value

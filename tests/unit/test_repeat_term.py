@@ -113,11 +113,13 @@ def test_each_item_of_the_history_gets_the_shift_once():
 def test_parts_of_the_same_rows_are_added_up():
     one = ScorePairs(torch.tensor([0, 2]), torch.tensor([3, 1]), torch.tensor([1.0, 2.0]))
     other = ScorePairs(torch.tensor([0, 0, 2]), torch.tensor([1, 3, 4]), torch.tensor([0.5, 0.25, 4.0]))
-    both = ScorePairs.added_up([one, other], 5)
+    both = one.plus(other, 5)
     assert both.rows.tolist() == [0, 0, 2, 2]
     assert both.items.tolist() == [1, 3, 1, 4]
     assert both.values.tolist() == [0.5, 1.25, 2.0, 4.0]
-    assert ScorePairs.added_up([one], 5) is one
+    nothing = ScorePairs(*(part[:0] for part in (one.rows, one.items, one.values)))
+    assert one.plus(nothing, 5) is one
+    assert nothing.plus(one, 5) is one
 
 
 # --- in a run -------------------------------------------------------------------------------------------------------

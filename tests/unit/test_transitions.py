@@ -16,7 +16,6 @@ from recbole.trainer import Trainer
 
 from recbole_pad.data.histories import Histories
 from recbole_pad.evaluation.collector import RankCollector
-from recbole_pad.model import transitions
 from recbole_pad.model.pad import PAD
 from recbole_pad.model.transitions import Transitions, transition_cosines
 from recbole_pad.nn.ragged import Ragged
@@ -79,13 +78,10 @@ def test_cosines_are_those_of_the_loops(sequences: list[list[int]]):
     sequences=SEQUENCES,
     histories=HISTORIES,
     decay=st.sampled_from([0.0, 0.6, 1.0]),
-    memory_mb=st.sampled_from([1e-4, 1e-3, 64]),
 )
-def test_scores_are_those_of_the_loops(
-    sequences: list[list[int]], histories: list[list[int]], decay: float, memory_mb: float
-):
+def test_scores_are_those_of_the_loops(sequences: list[list[int]], histories: list[list[int]], decay: float):
     """Of items that followed one of the history's; all others, unseen ones and padding with them, get nothing."""
-    pairs = Transitions(train_of(sequences), N_ITEMS, decay, memory_mb)(*padded(histories))
+    pairs = Transitions(train_of(sequences), N_ITEMS, decay)(*padded(histories))
     table = transitions_loops.cosines(sequences)
     got = dense(pairs, len(histories), N_ITEMS)
     for history, row in zip(histories, got, strict=True):
@@ -93,39 +89,6 @@ def test_scores_are_those_of_the_loops(
         assert row == pytest.approx(expected, rel=1e-5, abs=1e-5)
         seen = {item for sequence in sequences for item in sequence}
         assert not any(row[item] for item in range(N_ITEMS) if item not in seen)
-
-
-@settings(deadline=None, max_examples=60)
-@given(sequences=SEQUENCES, histories=HISTORIES, most=st.integers(1, 30))
-def test_pairs_are_expanded_in_blocks_of_rows_to_the_same_bits(
-    sequences: list[list[int]], histories: list[list[int]], most: int
-):
-    expert = Transitions(train_of(sequences), N_ITEMS, 0.6)
-    whole = expert(*padded(histories))
-    followers = (expert.offsets[1:] - expert.offsets[:-1]).tolist()
-    sizes = [sum(followers[item] for item in history) for history in histories]
-    expanded: list[int] = []
-
-    def summed(rows: torch.Tensor, *rest: Any) -> ScorePairs:
-        expanded.append(len(rows))
-        return ScorePairs.summed(rows, *rest)
-
-    expert.most_pairs = most
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(transitions, "ScorePairs", SimpleNamespace(summed=summed, joined=ScorePairs.joined))
-        parts = expert(*padded(histories))
-    assert sum(expanded) == sum(sizes)
-    assert max(expanded) <= most + max(sizes)
-    assert len(expanded) <= 1 + sum(sizes) // most
-    for name in ("rows", "items", "values"):
-        assert torch.equal(getattr(parts, name), getattr(whole, name))
-
-
-def test_the_block_is_that_of_the_memory():
-    most = [Transitions(train_of([[1, 2]]), N_ITEMS, 0.6, memory_mb).most_pairs for memory_mb in (1e-9, 1, 2, 1e9)]
-    assert most[0] == 1  # a row at a time
-    assert most[2] == pytest.approx(2 * most[1], abs=1)
-    assert most[3] * transitions._PAIR_BYTES <= 64 * 2**20
 
 
 def test_no_rows_get_no_pairs():
@@ -259,14 +222,15 @@ def added(triples: list[tuple[int, int, int]]) -> dict[tuple[int, int], int]:
     return total
 
 
+def pairs_of(triples: list[tuple[int, int, int]]) -> ScorePairs:
+    total = sorted(added(triples).items())
+    return ScorePairs(*columns([(row, item, value) for (row, item), value in total]))
+
+
 @settings(deadline=None, max_examples=80)
 @given(triples=PAIRS, data=st.data())
-def test_pairs_of_one_place_are_added_up_and_found_again(triples: list[tuple[int, int, int]], data: Any):
-    pairs = ScorePairs.summed(*columns(triples), n_items=9)
-    total = added(triples)
-    keys = list(zip(pairs.rows.tolist(), pairs.items.tolist(), strict=True))
-    assert keys == sorted(total)
-    assert pairs.values.tolist() == [total[key] for key in keys]
+def test_pairs_are_found_again_and_added_to_scores(triples: list[tuple[int, int, int]], data: Any):
+    pairs, total = pairs_of(triples), added(triples)
     asked = data.draw(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 8)), max_size=12))
     rows, items = (torch.tensor([pair[k] for pair in asked], dtype=torch.int64) for k in (0, 1))
     assert pairs.at(rows, items, 9).tolist() == [total.get(pair, 0) for pair in asked]
@@ -276,12 +240,21 @@ def test_pairs_of_one_place_are_added_up_and_found_again(triples: list[tuple[int
     assert scores.tolist() == expected
 
 
+@settings(deadline=None, max_examples=80)
+@given(first=PAIRS, second=PAIRS)
+def test_pairs_of_two_lists_are_added_up(first: list[tuple[int, int, int]], second: list[tuple[int, int, int]]):
+    both = pairs_of(first).plus(pairs_of(second), 9)
+    expected = pairs_of([*first, *second])
+    for name in ("rows", "items", "values"):
+        assert getattr(both, name).tolist() == getattr(expected, name).tolist()
+
+
 @settings(deadline=None, max_examples=40)
 @given(parts=st.lists(PAIRS, min_size=1, max_size=4))
 def test_joined_pairs_are_those_of_all_parts(parts: list[list[tuple[int, int, int]]]):
     below = [[(row + 5 * n, item, value) for row, item, value in part] for n, part in enumerate(parts)]
-    joined = ScorePairs.joined([ScorePairs.summed(*columns(part), n_items=9) for part in below])
-    together = ScorePairs.summed(*columns([triple for part in below for triple in part]), n_items=9)
+    joined = ScorePairs.joined([pairs_of(part) for part in below])
+    together = pairs_of([triple for part in below for triple in part])
     for name in ("rows", "items", "values"):
         assert torch.equal(getattr(joined, name), getattr(together, name))
 
