@@ -87,7 +87,7 @@ def assert_close(found: Any, expected: Any, place: str = "") -> None:
         for number, entry in enumerate(expected):
             assert_close(found[number], entry, f"{place}/{number}")
     elif isinstance(expected, float):
-        assert found == pytest.approx(expected, abs=1e-5), place
+        assert found == pytest.approx(expected, rel=1e-6, abs=1e-5), place
     else:
         assert found == expected, place
 

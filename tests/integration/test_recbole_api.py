@@ -137,7 +137,7 @@ def test_recboles_hyper_tuning_runs_trials_of_pad(settings: Settings, tmp_path: 
 # --- what quick_start reports ---------------------------------------------------------------------
 
 KEYS = {
-    "format", "model", "backbone", "dataset", "seed", "protocol", "text_vectors", "n_parameters", "command",
+    "format", "model", "backbone", "dataset", "seed", "protocol", "text", "repeat_term", "n_parameters", "command",
     "machine", "best_valid_result", "test_result", "phases", "items", "total_seconds", "versions",
 }  # fmt: skip
 PHASE_KEYS = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -62,7 +63,10 @@ def test_a_missing_file_or_column_gives_empty_titles(content: str | None, tmp_pa
     if content is not None:
         (tmp_path / "shop.item").write_text(content)
     dataset = SimpleNamespace(
-        dataset_path=str(tmp_path), dataset_name="shop", iid_field="item_id", config={"text_fields": "title"}
+        dataset_path=str(tmp_path),
+        dataset_name="shop",
+        iid_field="item_id",
+        config=defaultdict(lambda: None, text_fields="title"),
     )
     assert titles(dataset, ["i1"]) == {"i1": ""}
 
