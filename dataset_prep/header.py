@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import mmap
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from .errors import InputError
 
-__all__ = ["KINDS", "read_header", "refuse_open_quotes"]
+__all__ = ["KINDS", "read_header", "refuse_open_quotes", "rows_with_lines"]
 
 KINDS = ("token", "float", "token_seq", "float_seq")  # RecBole's types of columns
 
@@ -60,14 +62,35 @@ def refuse_open_quotes(file: Path, separator: str = "\t", encoding: str = "utf-8
     remedy = "write single quotes, or close it in its column"
     with file.open(encoding=encoding, newline="") as lines:
         reader = csv.reader(lines, delimiter=separator, strict=True)
-        first = 1
+        last = 0
         try:
-            for row in reader:
-                if any(separator in value and "\n" in value for value in row):
-                    raise InputError(
-                        f"{file}, line {first}: a column begins with a double quote that swallows the lines up to "
-                        f"{reader.line_num}; {remedy}"
-                    )
-                first = reader.line_num + 1
+            for _ in rows_with_lines(file, reader, separator, remedy):
+                last = reader.line_num
         except csv.Error as error:
-            raise InputError(f"{file}, line {first}: a column begins with a double quote: {error}; {remedy}") from error
+            raise InputError(
+                f"{file}, line {last + 1}: a column opens with a double quote: {error}; {remedy}"
+            ) from error
+
+
+def rows_with_lines(file: Path, reader: Any, separator: str, remedy: str) -> Iterator[tuple[int, list[str]]]:
+    """Each row of a CSV reader with the number of the line on which it begins.
+
+    Args:
+        file: for the error.
+        reader: `csv.reader`, from the first line on.
+        separator: between columns.
+        remedy: for the error.
+
+    Raises:
+        InputError: for a row that holds several lines of columns, swallowed by a quote.
+        csv.Error: of the reader.
+    """
+    first = 1
+    for row in reader:
+        if any(separator in value and "\n" in value for value in row):
+            raise InputError(
+                f"{file}, line {first}: a column opens with a double quote that swallows the lines up to "
+                f"{reader.line_num}; {remedy}"
+            )
+        yield first, row
+        first = reader.line_num + 1

@@ -16,6 +16,7 @@ from pathlib import Path
 from string import Formatter
 
 from .errors import InputError
+from .header import rows_with_lines
 
 __all__ = ["AUTO_FIELDS", "items_without_line", "read_item_texts", "text_columns", "text_digest"]
 
@@ -284,17 +285,11 @@ def _read_rows(item_file: Path, separator: str) -> Iterator[tuple[int, list[str]
         )
     with item_file.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, delimiter=separator)  # as pandas' python engine, which is strict besides
-        first = 1
+        remedy = "remove the quote (RecBole stumbles over it, too)"
         try:
-            for row in reader:
-                if any(separator in value and "\n" in value for value in row):
-                    raise InputError(
-                        f"{item_file}, line {first}: a column opens with a double quote that swallows the "
-                        f"lines up to {reader.line_num}; remove the quote (RecBole stumbles over it, too)"
-                    )
+            for first, row in rows_with_lines(item_file, reader, separator, remedy):
                 if row:
                     yield first, row
-                first = reader.line_num + 1
         except csv.Error as error:
             raise InputError(f"{item_file}, line {reader.line_num}: {error}; shorten or repair it") from error
         except UnicodeDecodeError as error:

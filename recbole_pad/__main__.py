@@ -106,7 +106,7 @@ def _add_encode(parser: argparse.ArgumentParser) -> None:
 
 
 def _encode(known: argparse.Namespace, settings: list[str]) -> int:
-    from recbole_pad.config import name_list, properties
+    from recbole_pad.config import columns_or_template, properties
     from recbole_pad.dataset_prep.encode_text import encode_items
     from recbole_pad.dataset_prep.text_encoders import encoder_parts
     from recbole_pad.process_group import torchrun_processes
@@ -117,7 +117,7 @@ def _encode(known: argparse.Namespace, settings: list[str]) -> int:
         **properties("dataset", f"{known.dataset}.yaml"),
     }
     template = known.text_template or (None if known.text_fields else defaults["text_template"])
-    fields = [template] if template else name_list(known.text_fields or defaults["text_fields"])
+    fields = columns_or_template(known.text_fields or defaults["text_fields"], template)
     parts = encoder_parts(known.text_encoder or defaults["text_encoder"])
     with torchrun_processes() as processes:
         for encoder in [part for part in parts if not part.startswith("file:")] or parts:  # finished ones are only read

@@ -133,7 +133,7 @@ class PADConfig:
     @property
     def text_columns(self) -> list[str]:
         """What `read_item_texts` makes the text of: columns, or one template."""
-        return [str(self.text_template)] if self.text_template else self.text_fields
+        return columns_or_template(self.text_fields, self.text_template)
 
     @property
     def fits_gate(self) -> bool:
@@ -191,6 +191,11 @@ def name_list(given: Any) -> list[str]:
     if isinstance(given, str):
         given = [name.strip().strip("'\"") for name in given.strip().strip("[]").split(",")]
     return [str(name) for name in given]
+
+
+def columns_or_template(fields: Any, template: Any) -> list[str]:
+    """What a text is made of, for `read_item_texts`: the template alone if there is one, else the columns."""
+    return [str(template)] if template else name_list(fields)
 
 
 def joined(parts: Any) -> str:

@@ -7,7 +7,7 @@ from logging import getLogger
 from pathlib import Path
 from typing import Any
 
-from recbole_pad.config import name_list, properties
+from recbole_pad.config import columns_or_template, properties
 from recbole_pad.dataset_prep.item_texts import read_item_texts, text_columns
 from recbole_pad.errors import InputError
 
@@ -22,8 +22,8 @@ def columns_of_texts(dataset: Any) -> list[str]:
         InputError: as of `text_columns`.
     """
     fields = dataset.config["text_fields"] or properties("model", "PAD.yaml")["text_fields"]
-    template = dataset.config["text_template"]
-    return [str(template)] if template else text_columns(_item_file(dataset), name_list(fields), dataset.iid_field)
+    asked = columns_or_template(fields, dataset.config["text_template"])
+    return text_columns(_item_file(dataset), asked, dataset.iid_field)
 
 
 def _item_file(dataset: Any) -> Path:

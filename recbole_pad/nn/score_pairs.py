@@ -46,10 +46,9 @@ class ScorePairs:
         place = torch.searchsorted(keys, added)
         is_new = keys[place.clamp(max=len(keys) - 1)] != added
         values = self.values.index_add(0, place[~is_new], other.values[~is_new].to(self.values.dtype))
-        if not is_new.any():
-            return ScorePairs(self.rows, self.items, values)
-        is_own = torch.ones(len(keys) + int(is_new.sum()), dtype=torch.bool, device=keys.device)
-        is_own[place[is_new] + torch.arange(int(is_new.sum()), device=keys.device)] = False
+        inserted = place[is_new]
+        is_own = torch.ones(len(keys) + len(inserted), dtype=torch.bool, device=keys.device)
+        is_own[inserted + torch.arange(len(inserted), device=keys.device)] = False
         columns = []
         for own, new in ((self.rows, other.rows), (self.items, other.items), (values, other.values)):
             column = own.new_empty(len(is_own))
