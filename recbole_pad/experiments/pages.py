@@ -78,12 +78,23 @@ def protocol_text(rows: Sequence[Row]) -> str:
         f"Test split, {split_text(protocol)}, full ranking over all items, HR@10 / NDCG@10 in %, mean ± standard "
         f"deviation over seeds ({seeds}; models with nothing to train: one run). Masked: the user's whole history "
         "cannot be "
-        f"recommended; every run is ranked both ways. Early stopping on {protocol['valid_metric']}, history "
+        f"recommended; every run is ranked both ways. Early stopping on {_valid_metrics(rows)}, history "
         f"{'' if protocol['mask_history'] else 'not '}masked. Cold: targets with train frequency 0-5; over 100: above "
         "100. Bold: best of the column. Epochs: of this phase. Seconds: training and validation, without the test; of "
         "phases that runs share, what they took once; where a variant starts from another one, its own only.\n\n"
         f"Machine: {'; '.join(sorted({_machine(report) for report in reports}))}."
     )
+
+
+def _valid_metrics(rows: Sequence[Row]) -> str:
+    """The metric of early stopping; where variants have others, the first one's, and then who has which."""
+    labels: dict[str, dict[str, None]] = {}
+    for row in rows:
+        for result in row.results.values():
+            labels.setdefault(result.report["protocol"]["valid_metric"], {})[row.label] = None
+    first, *others = labels
+    told = "; ".join(f"{', '.join(labels[metric])}: {metric}" for metric in others)
+    return f"{first} ({told})" if told else first
 
 
 def _machine(report: Mapping[str, Any]) -> str:

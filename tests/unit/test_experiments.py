@@ -29,7 +29,7 @@ from recbole_pad.experiments.cells import Cell, Grid, result_of
 from recbole_pad.experiments.definition import experiment_names, parse_experiment, read_experiment
 from recbole_pad.experiments.experiment import run_experiment
 from recbole_pad.experiments.measures import Measure, measures_of, rows_of
-from recbole_pad.experiments.pages import grouped, in_words
+from recbole_pad.experiments.pages import grouped, in_words, protocol_text
 from recbole_pad.experiments.paired_tests import against_best_other, against_reference
 from recbole_pad.experiments.tables import COLUMNS, csv_text, groups_table, latex_table, markdown_table
 from recbole_pad.experiments.variants import parse_settings, parse_variants, shared_settings
@@ -41,7 +41,9 @@ TARGETS = np.arange(1, N_USERS + 1)
 COUNTS = np.concatenate([[0], np.tile([0, 3, 8, 15, 30, 200], N_USERS // 6)])  # train frequency of item i
 
 
-def a_run(folder: Path, ranks: dict[str, np.ndarray], valid: float = 0.1, seconds: float = 10.0) -> None:
+def a_run(
+    folder: Path, ranks: dict[str, np.ndarray], valid: float = 0.1, seconds: float = 10.0, metric: str = "NDCG@10"
+) -> None:
     """Write a run folder with result.json and ranks.npz; the unmasked ranks are one worse."""
     folder.mkdir(parents=True)
     groups = np.searchsorted([0, 5, 10, 20, 50, 100], COUNTS[TARGETS])
@@ -69,7 +71,7 @@ def a_run(folder: Path, ranks: dict[str, np.ndarray], valid: float = 0.1, second
 
     report = {
         "phases": {name: phase(own) for name, own in ranks.items()},
-        "protocol": {"split": {"LS": "valid_and_test"}, "mask_history": True, "valid_metric": "NDCG@10"},
+        "protocol": {"split": {"LS": "valid_and_test"}, "mask_history": True, "valid_metric": metric},
         "machine": {"platform": "test", "cpus": 2, "device": "cpu"},
         "versions": {"recbole-pad": "1", "torch": "2", "recbole": "3", "python": "4"},
     }
@@ -599,6 +601,16 @@ def test_the_words_name_what_differs_from_the_reference(tmp_path: Path):
     assert "on all targets (NDCG@10 in points; users, 5 %, corrected): better: `B` (+" in text
     assert "`C`" not in text
     assert "The highest NDCG@10 has `B`" in text
+
+
+def test_the_page_says_which_variants_stop_on_another_metric(tmp_path: Path):
+    rows = []
+    for label, metric in (("A", "NDCG@10"), ("B", "Hit@10"), ("C", "Hit@10")):
+        cell = a_cell(1, label, x=label)
+        a_run(cell.folder(tmp_path) / "PAD-d-1", {"pretrain": ranks_of(1), "finetune": ranks_of(2)}, metric=metric)
+        rows += rows_of("d", label, results(tmp_path, [cell]))
+    assert "Early stopping on NDCG@10 (B, C: Hit@10), history masked." in protocol_text(rows)
+    assert "Early stopping on Hit@10, history masked." in protocol_text(rows[2:])
 
 
 def test_rows_of_different_last_phases_are_compared_unless_phases_are_shown_apart(tmp_path: Path):
