@@ -21,7 +21,7 @@ from .atomic import file_digest, frequency_groups
 from .clean import READ_AS_MISSING
 from .errors import InputError
 from .header import read_header
-from .item_texts import text_columns
+from .item_texts import ItemFile, text_columns
 from .leave_one_out import TEST, TRAIN, VALID, part_of_split
 
 __all__ = ["Report", "ascending_shares", "check"]
@@ -180,7 +180,7 @@ def _check_items(inter: pd.DataFrame, item: pd.DataFrame, file: Path, title_fiel
         if ids:
             report.errors.append(f"{file}: {len(ids):,} items {what}, for example {', '.join(sorted(ids)[:3])}")
     try:
-        columns = text_columns(file, [title_field], ITEM)
+        columns = text_columns(ItemFile(file, ITEM), [title_field])
     except InputError as error:
         report.errors.append(str(error))
         return

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from .digest import file_sha256
 from .errors import InputError
 from .files import left_over, make_folder, write_whole
-from .item_texts import read_item_texts, text_columns, text_digest
+from .item_texts import ItemFile, read_item_texts, text_columns, text_digest
 from .shares import BATCHES_PER_SHARD, Alone, Shards, Team, encode_shared
 from .text_encoders import PerTextEncoder, TextEncoder, fill_zero_rows, package_version
 from .text_encoders import text_encoder as load_text_encoder
@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 MANIFEST_FORMAT = 1
 STORED_AS = ("float32", "float16")
-_LONGEST = 100  # letters of the fields in the name of a file
+_LONGEST, _LONGEST_WORD = 100, 80  # letters of all fields, and of each word, in the name of a file
 FOUND_OUT = ("width", "n_cut", "created")  # what a manifest says beyond texts, encoder and settings
 
 
@@ -58,13 +58,12 @@ def vector_files(folder: Path, dataset: str, text_encoder: str, text_fields: Seq
 
 
 def encode_items(
-    item_file: Path,
+    item_file: ItemFile,
     folder: Path,
     dataset: str,
     *,
     text_encoder: str = "minilm",
     text_fields: Sequence[str] = ("title",),
-    item_field: str = "item_id",
     batch_size: int = 64,
     show_progress: bool = True,
     nproc: int = 1,
@@ -80,12 +79,11 @@ def encode_items(
     in the `.npy`; with other numbers of processes and threads values may differ by rounding.
 
     Args:
-        item_file: RecBole atomic `.item` file.
+        item_file: the file.
         folder: where the two files go; made if absent.
         dataset: name of the data set, the first word of the file names.
         text_encoder: as of `text_encoders.text_encoder`.
         text_fields: columns that make the text, or one template, or ``["auto"]`` (`item_texts.text_columns`).
-        item_field: column of the item tokens.
         batch_size: texts per forward pass.
         show_progress: draw a progress bar.
         nproc: processes that encode, this one among them; see `encode_shared`.
@@ -105,8 +103,8 @@ def encode_items(
         raise InputError(f"nproc must be at least 1, not {nproc}")
     if stored_as not in STORED_AS:
         raise InputError(f"stored_as: {stored_as!r} must be one of {', '.join(STORED_AS)}")
-    text_fields = text_columns(item_file, text_fields, item_field)
-    texts = read_item_texts(item_file, text_fields, item_field)
+    text_fields = text_columns(item_file, text_fields)
+    texts = read_item_texts(item_file, text_fields)
     npy, manifest_file = vector_files(folder, dataset, text_encoder, text_fields)
     make_folder(npy.parent, str(npy))  # before the encoding, which may take hours
 
@@ -302,8 +300,8 @@ def _bad_rows(
     return {"a NaN or infinite value": not_finite, "an all-zero vector": zero}
 
 
-def _slug(word: str, longest: int = 80) -> str:
+def _slug(word: str) -> str:
     slug = re.sub(r"[^A-Za-z0-9._-]", "_", word)
-    if slug == word and len(word) <= longest:
+    if slug == word and len(word) <= _LONGEST_WORD:
         return word
-    return f"{slug[-longest:]}-{hashlib.sha256(word.encode()).hexdigest()[:8]}"
+    return f"{slug[-_LONGEST_WORD:]}-{hashlib.sha256(word.encode()).hexdigest()[:8]}"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import csv
-import difflib
 import hashlib
 import html
 import logging
 import re
 import unicodedata
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -17,8 +17,9 @@ from string import Formatter
 
 from .errors import InputError
 from .header import rows_with_lines
+from .pick import nearest
 
-__all__ = ["AUTO_FIELDS", "items_without_line", "read_item_texts", "text_columns", "text_digest"]
+__all__ = ["AUTO_FIELDS", "ItemFile", "items_without_line", "read_item_texts", "text_columns", "text_digest"]
 
 log = logging.getLogger(__name__)
 
@@ -37,9 +38,25 @@ _WORD = re.compile(r"[^\w]*[^\W\d_]+(?:['\u2019&.-]+[^\W\d_]+)*[^\w]*")  # lette
 _IDEOGRAM = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")  # two of them count as a word
 
 
-def text_columns(
-    item_file: Path, fields: Sequence[str], item_field: str = "item_id", separator: str = "\t"
-) -> list[str]:
+@dataclass(frozen=True)
+class ItemFile:
+    """A RecBole atomic `.item` file.
+
+    Attributes:
+        path: where it is; it may be missing.
+        item_field: column of the item tokens.
+        separator: one character between columns.
+    """
+
+    path: Path
+    item_field: str = "item_id"
+    separator: str = "\t"
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+
+def text_columns(item_file: ItemFile, fields: Sequence[str]) -> list[str]:
     """The columns that make the text; for ``["auto"]`` those of the file that hold a few words.
 
     Words are letters of any script: what stands between blanks and holds a digit or a slash, such as an id, a link, a
@@ -50,10 +67,8 @@ def text_columns(
     another, stay out; so do numbers (type float) and item ids. The first 20,000 lines are looked at.
 
     Args:
-        item_file: as of `read_item_texts`.
+        item_file: the file.
         fields: columns, one template, or ``["auto"]``.
-        item_field: column of the item tokens.
-        separator: one character between columns.
 
     Returns:
         `fields` as they are, or the columns found, in file order.
@@ -63,19 +78,18 @@ def text_columns(
     """
     if list(fields) != AUTO_FIELDS:
         return list(fields)
-    path = Path(item_file)
-    stat = path.stat() if path.is_file() else None
-    return list(_text_columns(path, item_field, separator, stat and (stat.st_size, stat.st_mtime_ns)))
+    stat = item_file.path.stat() if item_file.path.is_file() else None
+    return list(_text_columns(item_file, stat and (stat.st_size, stat.st_mtime_ns)))
 
 
 @lru_cache(maxsize=16)
-def _text_columns(item_file: Path, item_field: str, separator: str, stat: object) -> tuple[str, ...]:
+def _text_columns(item_file: ItemFile, stat: object) -> tuple[str, ...]:
     """The columns that `auto` finds in a file of this size and time (`stat`); says so, once."""
-    rows = _read_rows(item_file, separator)
+    rows = _read_rows(item_file)
     _, header = next(rows, (1, []))
     names = [column.partition(":")[0] for column in header]
     kinds = [column.partition(":")[2] for column in header]
-    places = [n for n, name in enumerate(names) if name != item_field and not kinds[n].startswith("float")]
+    places = [n for n, name in enumerate(names) if name != item_file.item_field and not kinds[n].startswith("float")]
     lines = [
         {place: _clean(row[place]) for place in places if place < len(row) and row[place].strip()}
         for _, row in islice(rows, _SAMPLED_LINES)
@@ -133,23 +147,17 @@ def _adds_nothing(lines: Sequence[Mapping[int, str]], place: int, other: int) ->
 
 
 def read_item_texts(
-    item_file: Path,
-    fields: Sequence[str],
-    item_field: str = "item_id",
-    separator: str = "\t",
-    tokens: Collection[str] | None = None,
+    item_file: ItemFile, fields: Sequence[str], tokens: Collection[str] | None = None
 ) -> dict[str, str]:
-    r"""Read the text of each item from a RecBole atomic `.item` file.
+    r"""Read the text of each item.
 
-    The file is split as RecBole splits it (UTF-8, `separator`, a column that starts with a double quote ends
+    The file is split as RecBole splits it (UTF-8, the separator, a column that starts with a double quote ends
     at the next one), so both see the same items. No word stands for a missing value: "NA" is text.
 
     Args:
         item_file: the file; its first line is a header such as ``item_id:token\ttitle:token_seq``.
         fields: columns that make the text, without their types; or one template, such as "{title}. {brand}", of which
             a column without a value is left out, together with what stands between it and the column before.
-        item_field: column of the item tokens.
-        separator: one character between columns.
         tokens: read the texts of these items only, without a word on those that are empty or not there; None: of all.
 
     Returns:
@@ -159,21 +167,19 @@ def read_item_texts(
     Raises:
         InputError: if the file or a field is missing, an item occurs twice, or a line cannot be read.
     """
-    rows = _read_rows(item_file, separator)
+    rows = _read_rows(item_file)
     _, header = next(rows, (1, []))
     names = [column.partition(":")[0] for column in header]
     if isinstance(fields, str) or not fields:
         raise InputError(f"text_fields must be a non-empty list of columns of {item_file}, not {fields!r}")
     pieces = _pieces(fields)
-    missing = [field for field in (item_field, *(field for _, field in pieces)) if field not in names]
+    missing = [field for field in (item_file.item_field, *(field for _, field in pieces)) if field not in names]
     if missing:
-        close = difflib.get_close_matches(missing[0], names, n=1)
-        hint = f" (did you mean {close[0]!r}?)" if close else ""
         raise InputError(
-            f"{item_file}: no column {missing[0]!r}{hint}; it has {', '.join(names) or 'none'}; "
+            f"{item_file}: no column {missing[0]!r}{nearest(missing[0], names)}; it has {', '.join(names) or 'none'}; "
             "name existing columns in text_fields, or add the column"
         )
-    token_column = names.index(item_field)
+    token_column = names.index(item_file.item_field)
     text_places = [(before, names.index(field)) for before, field in pieces]
 
     texts: dict[str, str] = {}
@@ -212,7 +218,7 @@ def read_item_texts(
     return texts
 
 
-def items_without_line(item_file: Path, texts: Mapping[str, str], tokens: Sequence[str]) -> list[str]:
+def items_without_line(item_file: ItemFile, texts: Mapping[str, str], tokens: Sequence[str]) -> list[str]:
     """The items that the `.item` file says nothing of; they count as items with an empty text, and a warning says so.
 
     Args:
@@ -276,18 +282,22 @@ def text_digest(texts: Mapping[str, str]) -> str:
     return digest.hexdigest()
 
 
-def _read_rows(item_file: Path, separator: str) -> Iterator[tuple[int, list[str]]]:
+def _read_rows(item_file: ItemFile) -> Iterator[tuple[int, list[str]]]:
     """Yield (line number, columns) of each line that is not blank, the header first."""
-    item_file = Path(item_file)
-    if not item_file.is_file():
+    if not item_file.path.is_file():
         raise InputError(
             f"item file {item_file} does not exist; texts are read from a RecBole `.item` file. {_WITHOUT_TEXTS}"
         )
-    with item_file.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, delimiter=separator)  # as pandas' python engine, which is strict besides
+    if len(item_file.separator) != 1:
+        raise InputError(
+            f"field_separator: {item_file.separator!r} has {len(item_file.separator)} characters; texts are read from "
+            f"files with one character between columns: write {item_file} with tabs"
+        )
+    with item_file.path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, delimiter=item_file.separator)  # as pandas' python engine, which is strict besides
         remedy = "remove the quote (RecBole stumbles over it, too)"
         try:
-            for first, row in rows_with_lines(item_file, reader, separator, remedy):
+            for first, row in rows_with_lines(item_file.path, reader, item_file.separator, remedy):
                 if row:
                     yield first, row
         except csv.Error as error:

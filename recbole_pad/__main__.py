@@ -100,6 +100,7 @@ def _add_encode(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text_vectors_dir", default=None, help="where vectors are written (default: text_vectors)")
     parser.add_argument("--stored_as", default="float32", help="float32, or float16 for files of half the size")
     parser.add_argument("--item_field", default="item_id", help="column of the item ids (default: item_id)")
+    parser.add_argument("--field_separator", default="\t", help="between columns (default: a tab)")
     parser.add_argument("--batch_size", type=int, default=64, help="texts per forward pass")
     parser.add_argument("--nproc", type=int, default=1, help="processes that encode, each with the model loaded")
     parser.epilog = "A run that was killed goes on where it was. Several machines: torchrun. docs/encoders.md"
@@ -108,6 +109,7 @@ def _add_encode(parser: argparse.ArgumentParser) -> None:
 def _encode(known: argparse.Namespace, settings: list[str]) -> int:
     from recbole_pad.config import columns_or_template, properties
     from recbole_pad.dataset_prep.encode_text import encode_items
+    from recbole_pad.dataset_prep.item_texts import ItemFile
     from recbole_pad.dataset_prep.text_encoders import encoder_parts
     from recbole_pad.process_group import torchrun_processes
 
@@ -118,16 +120,20 @@ def _encode(known: argparse.Namespace, settings: list[str]) -> int:
     }
     template = known.text_template or (None if known.text_fields else defaults["text_template"])
     fields = columns_or_template(known.text_fields or defaults["text_fields"], template)
+    item_file = ItemFile(
+        _dataset_folder(known.dataset, known.data_path) / f"{known.dataset}.item",
+        known.item_field,
+        known.field_separator,
+    )
     parts = encoder_parts(known.text_encoder or defaults["text_encoder"])
     with torchrun_processes() as processes:
         for encoder in [part for part in parts if not part.startswith("file:")] or parts:  # finished ones are only read
             path = encode_items(
-                _dataset_folder(known.dataset, known.data_path) / f"{known.dataset}.item",
+                item_file,
                 Path(known.text_vectors_dir or defaults["text_vectors_dir"]),
                 known.dataset,
                 text_encoder=encoder,
                 text_fields=fields,
-                item_field=known.item_field,
                 batch_size=known.batch_size,
                 nproc=known.nproc,
                 team=None if processes.alone else processes,

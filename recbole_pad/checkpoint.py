@@ -93,7 +93,7 @@ def fingerprint(config: Any, dataset: Any, phase: str) -> str:
         table = dataset.text_table
         content["text"] = [table.fingerprint, hashlib.sha256(table.rows.tobytes()).hexdigest()]
     if files := own_files(settings.backbone):
-        content["backbone"] = [file_digest(file) for file in files]
+        content["backbone"] = [file_sha256(file) for file in files]
     if "TS" in config["eval_args"]["split"]:  # which validation rows stop the training
         content["global_time_cuts"] = bool(config["global_time_cuts"])
     if PHASES[phase].is_gated:
@@ -108,7 +108,7 @@ def fingerprint(config: Any, dataset: Any, phase: str) -> str:
 def _initial_weights(path: Path) -> str:
     """A name for the weights in a phase's file: its fingerprint, or (a trainer used alone stores none) its bytes."""
     content = load(path)
-    return str((content.get("finished") and content.get("fingerprint")) or file_digest(path))
+    return str((content.get("finished") and content.get("fingerprint")) or file_sha256(path))
 
 
 def _settings_of(config: Any, unread: frozenset[str]) -> dict[str, str]:
@@ -124,17 +124,6 @@ def _with_lists(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_with_lists(entry) for entry in value]
     return {key: _with_lists(entry) for key, entry in value.items()} if isinstance(value, dict) else value
-
-
-def file_digest(path: Path) -> str:
-    """sha256 of a file.
-
-    Raises:
-        InputError: if there is no such file.
-    """
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
-    return file_sha256(path)
 
 
 class RunFolder:

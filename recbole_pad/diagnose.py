@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from recbole_pad.data.titles import titles
+from recbole_pad.data.item_file import titles
 from recbole_pad.distributed import Processes
 from recbole_pad.evaluation.collector import Ranks
 from recbole_pad.evaluation.diagnostics import (

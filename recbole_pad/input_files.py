@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from recbole_pad.backbone_classes import own_files
-from recbole_pad.checkpoint import file_digest
 from recbole_pad.config import joined
 from recbole_pad.data.text_table import OWN_FILE
+from recbole_pad.dataset_prep.digest import file_sha256
 from recbole_pad.dataset_prep.text_encoders import encoder_parts
 
 
@@ -45,4 +45,4 @@ def _digest_of(file: Path) -> str | None:
 
 @cache
 def _digest_as_of(file: Path, size: int, modified: int) -> str:
-    return file_digest(file)
+    return file_sha256(file)

@@ -72,6 +72,20 @@ def model_names() -> list[str]:
     return sorted({name for name in names if name.lower() in lower} | set(MODELS))
 
 
+def checked_config(
+    model: str, dataset: str, config_file_list: list[str] | None, config_dict: dict[str, Any] | None
+) -> Config:
+    """RecBole's config of a run whose model and dataset are there; see `settled_config`.
+
+    Raises:
+        InputError: for an unknown model, dataset or setting.
+    """
+    check_model(model)
+    config = settled_config(model, dataset, config_file_list, config_dict)
+    check_dataset(config)
+    return config
+
+
 def check_model(model: str) -> None:
     """Refuse an unknown model name.
 

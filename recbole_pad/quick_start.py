@@ -3,47 +3,31 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
-import os
-import platform
-import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, MutableMapping
-from contextlib import suppress
+from collections.abc import Callable, MutableMapping
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from logging import getLogger
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
 from recbole.quick_start import objective_function as _recbole_objective
 from recbole.utils import ModelType, get_model, get_trainer, init_logger, init_seed
 
-import recbole_pad
-from recbole_pad import checkpoint, diagnose, launch
+from recbole_pad import diagnose, launch
 from recbole_pad.data.histories import cuts_globally
-from recbole_pad.data.titles import columns_of_texts
-from recbole_pad.dataset_prep.files import make_folder, write_text, write_whole
+from recbole_pad.dataset_prep.files import make_folder
 from recbole_pad.distributed import Processes
 from recbole_pad.errors import InputError
-from recbole_pad.evaluation.collector import Ranks
-from recbole_pad.evaluation.evaluate import ItemGroups, evaluate_split, split_ranks
-from recbole_pad.evaluation.rank_files import RANKS_FILE, write_ranks
+from recbole_pad.evaluation.evaluate import ItemGroups
 from recbole_pad.fast_evaluation import evaluate_with_ranks
-from recbole_pad.keys import FOLDER_KEYS, PROCESS_KEYS
-from recbole_pad.preflight import check_dataset, check_model, settled_config
-from recbole_pad.registration import has_our_backbone, has_phases
-from recbole_pad.training import Training, plain, training_of
-
-RESULT_FORMAT = 1
-_REPORTED = tuple(  # of a phase's record
-    "seconds peak_memory_mb epochs best_epoch best_valid_result train_loss valid_curve reused_from".split()
-)
+from recbole_pad.preflight import checked_config
+from recbole_pad.registration import has_phases
+from recbole_pad.result import header, phase_reports, write_result
+from recbole_pad.training import plain, training_of
 
 
 def run(
@@ -126,9 +110,7 @@ def _check_processes(
 ) -> None:
     """Refuse here, once, what would fail in each process."""
     n_gpus = torch.cuda.device_count()  # before a Config sets CUDA_VISIBLE_DEVICES
-    check_model(model)
-    config = settled_config(model, dataset, files, settings)
-    check_dataset(config)
+    config = checked_config(model, dataset, files, settings)
     if not config["use_gpu"] or n_gpus == 0 or not torch.distributed.is_nccl_available():
         return
     if n_gpus < nproc:
@@ -183,15 +165,12 @@ def run_recbole(
     Raises:
         InputError: for an unknown model, dataset or setting.
     """
-    check_model(model)
-    config = settled_config(model, dataset, config_file_list, config_dict)
+    config = checked_config(model, dataset, config_file_list, config_dict)
     if config["resume"] and not has_phases(model):
         raise InputError(f"resume: {model} has no phases to go on with; start it again, without resume")
-    check_dataset(config)
     processes = Processes.of(config)
     _init_logger(config, processes)
-    logger = getLogger()
-    logger.info(config)
+    getLogger().info(config)
 
     whole, train_data, valid_data, test_data, network = data_and_model(config, processes.rank)
     trainer = get_trainer(config["MODEL_TYPE"], model)(config, network)
@@ -206,26 +185,18 @@ def run_recbole(
     )
 
     loaders = {"valid": valid_data, "test": test_data}
-    phases, ranks = _phase_reports(training, trainer, loaders, groups, test_ranks, diagnostics)
+    phases, ranks = phase_reports(training, trainer, loaders, groups, test_ranks, diagnostics)
     report = {
-        **_header(config, network, whole),
+        **header(config, network, whole),
         "best_valid_result": plain(best_valid_result),
         "test_result": plain(test_result),
         "phases": phases,
         **({} if groups is None else {"items": diagnose.item_report(whole, groups, list(ranks.values())[-1])}),
         "total_seconds": time.monotonic() - started,
-        "versions": _versions(),
     }
     folder = training.folder
     if folder is not None and processes.is_first:
-        if groups is not None:
-            write_whole(folder.path / RANKS_FILE, partial(write_ranks, ranks, groups.counts))
-        if diagnostics is not None:
-            write_whole(folder.path / diagnose.SPACES_FILE, diagnostics.write)
-        checkpoint.write_json(folder.result_file, report)
-        _write_yaml(folder.path / "config.yaml", _given(config))
-        _write_yaml(folder.path / "all_settings.yaml", config.final_config_dict)
-        logger.info(f"result: {folder.result_file}")
+        write_result(folder, report, config, ranks, groups, diagnostics)
     result = {
         "best_valid_score": best_valid_score,
         "valid_score_bigger": config["valid_metric_bigger"],
@@ -245,7 +216,7 @@ def data_and_model(config: Any, rank: int = 0) -> tuple[Any, Any, Any, Any, Any]
     """The whole dataset, its training, validation and test loader, and the model at its start.
 
     Args:
-        config: as `settled_config` gives it.
+        config: as `checked_config` gives it.
         rank: of the process: each draws its own start values and samples, from the same data.
     """
     init_seed(config["seed"], config["reproducibility"])
@@ -291,9 +262,7 @@ def train(
     Raises:
         InputError: as `run_recbole`.
     """
-    check_model(model)
-    config = settled_config(model, dataset, config_file_list, config_dict)
-    check_dataset(config)
+    config = checked_config(model, dataset, config_file_list, config_dict)
     _, train_data, valid_data, _, network = data_and_model(config, config["local_rank"])
     training = training_of(get_trainer(config["MODEL_TYPE"], model)(config, network))
     score, result = training.fit(train_data, valid_data, False, validated)
@@ -314,103 +283,3 @@ def _item_groups(config: Any, whole: Any, valid_data: Any, test_data: Any) -> It
     if not groupable or set(mode.values()) != {"full"}:
         return None
     return ItemGroups.of(whole, valid_data, test_data, int(config["n_bins"] or 10))
-
-
-def _phase_reports(
-    training: Training,
-    trainer: Any,
-    loaders: Mapping[str, Any],
-    groups: ItemGroups | None,
-    test_ranks: Ranks | None,
-    diagnostics: diagnose.Diagnostics | None,
-) -> tuple[dict[str, Any], dict[str, Ranks]]:
-    """Each phase's own model on both held-out splits (`loaders`), and its test ranks, where there are `groups`.
-
-    `test_ranks` are those of the last phase, which are not computed again.
-    """
-    split = trainer.config["eval_args"]["split"]
-    reports: dict[str, Any] = {}
-    ranks: dict[str, Ranks] = {}
-    for phase, record in training.records.items():
-        training.enter(phase)
-        reports[phase] = {key: getattr(record, key) for key in _REPORTED}
-        if groups is not None:
-            is_last = phase == list(training.records)[-1]
-            ranks[phase] = (test_ranks if is_last else None) or split_ranks(
-                trainer, loaders["test"], groups.pairs(split, "test")
-            )
-            for name, known in (("valid", None), ("test", ranks[phase])):
-                reports[phase][name] = evaluate_split(trainer, loaders[name], groups, split, name, ranks=known)
-        if diagnostics is not None:
-            reports[phase]["diagnostics"] = diagnostics.report()
-    return reports, ranks
-
-
-def _text(config: Any, network: Any, dataset: Any) -> dict[str, Any] | None:
-    """What the model reads of the items' texts; None: nothing."""
-    if getattr(network, "text_fingerprint", None) is None:
-        return None
-    reads = {key: config[f"text_{key}"] for key in ("encoder", "transform")}
-    with suppress(InputError):  # own vectors need no texts
-        reads["columns"] = columns_of_texts(dataset)
-    return {**reads, "sha256": network.text_fingerprint}
-
-
-def _header(config: Any, network: Any, dataset: Any) -> dict[str, Any]:
-    return {
-        "format": RESULT_FORMAT,
-        "model": config["model"],
-        "backbone": config["backbone"] if has_our_backbone(config["model"]) else None,
-        "dataset": config["dataset"],
-        "seed": config["seed"],
-        "protocol": {
-            "split": config["eval_args"]["split"],
-            "ranking": config["eval_args"]["mode"],
-            "mask_history": bool(config["mask_history"]),
-            **{key: config[key] for key in ("cold_split", "cold_split_seed") if config["cold_split"]},
-            **{key: config[key] for key in ("global_time_cuts",) if "TS" in config["eval_args"]["split"]},
-            "valid_metric": config["valid_metric"],
-            "max_history": config["MAX_ITEM_LIST_LENGTH"],
-            "positions": config["positions"] if has_our_backbone(config["model"]) else None,
-        },
-        "text": _text(config, network, dataset),
-        "repeat_term": float(network.repeats.shift) if hasattr(network, "repeats") else None,
-        "n_parameters": sum(parameter.numel() for parameter in network.parameters()),
-        "command": sys.argv if multiprocessing.parent_process() else sys.orig_argv,  # sys.argv is cut for RecBole
-        "machine": {"platform": platform.platform(), "cpus": os.cpu_count(), "device": str(config["device"])},
-    }
-
-
-def _given(config: Any) -> dict[str, Any]:
-    """What was set, so that it can be passed as --config_files; places from the root, for another working directory."""
-    given = {"model": config["model"], "dataset": config["dataset"], **config.external_config_dict}
-    if config["text_vectors_dir"]:
-        given.setdefault("text_vectors_dir", config["text_vectors_dir"])
-    for key in FOLDER_KEYS:
-        if given.get(key):
-            given[key] = str(Path(given[key]).absolute())
-    return {key: value for key, value in given.items() if key not in PROCESS_KEYS}
-
-
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version(), "recbole-pad": recbole_pad.__version__}
-    for package in ("recbole", "torch", "numpy", "pandas", "transformers", "sentence-transformers"):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "not installed"
-    return versions
-
-
-def _write_yaml(path: Path, settings: dict[str, Any]) -> None:
-    text = yaml.safe_dump({key: yaml_value(value) for key, value in settings.items()}, sort_keys=False)
-    write_text(path, text)
-
-
-def yaml_value(value: Any) -> Any:
-    """A setting as YAML can hold it."""
-    if isinstance(value, (list, tuple)):
-        return [yaml_value(entry) for entry in value]
-    if isinstance(value, dict):
-        return {str(key): yaml_value(entry) for key, entry in value.items()}
-    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)

@@ -15,12 +15,12 @@ from recbole.data.interaction import Interaction
 from recbole_pad import __version__, checkpoint
 from recbole_pad.checkpoint import RunFolder
 from recbole_pad.config import read_yaml
-from recbole_pad.data.histories import Histories
+from recbole_pad.data.rows import windows
 from recbole_pad.dataset_prep.files import write_whole
 from recbole_pad.errors import InputError
 from recbole_pad.evaluation.ranking import SCORE_MEMORY_MB, Items, top_k
 from recbole_pad.phase_trainers import load_modules
-from recbole_pad.preflight import check_dataset, settled_config
+from recbole_pad.preflight import checked_config
 from recbole_pad.quick_start import data_and_model
 from recbole_pad.registration import has_phases
 
@@ -35,13 +35,11 @@ class TrainedRun:
         config: RecBole's config.
         dataset: the training split of `PADDataset`; its `histories` hold all interactions.
         model: PAD in its last phase, in evaluation mode.
-        recent: the newest interactions of each user, as many as the model reads.
     """
 
     config: Any
     dataset: Any
     model: Any
-    recent: Histories
 
     @classmethod
     def load(cls, run_folder: Path, settings: dict[str, Any] | None = None) -> TrainedRun:
@@ -59,10 +57,9 @@ class TrainedRun:
             named = given.get("model") if isinstance(given, dict) else given
             raise InputError(f"{run_folder}: is a run of {named}; name a run of PAD")
         model, dataset = given.pop("model"), given.pop("dataset")
-        config = settled_config(model, dataset, None, {**given, "resume": False, **(settings or {})})
+        config = checked_config(model, dataset, None, {**given, "resume": False, **(settings or {})})
         if config["cold_split"]:
             raise InputError(f"{run_folder}: has cold_split, which takes items out of histories; name a run without it")
-        check_dataset(config)
         _, train_data, _, _, network = data_and_model(config)
         split = train_data._dataset
         phase = network.settings.phases[-1]
@@ -76,7 +73,7 @@ class TrainedRun:
             )
         network.phase = phase
         load_modules(network, content["modules"])
-        return cls(config, split, network.eval(), split.histories.newest(network.max_seq_length))
+        return cls(config, split, network.eval())
 
     def user_ids(self, tokens: Collection[str] | None) -> np.ndarray:
         """Numbers of the users, ascending; None: all that have an interaction.
@@ -108,12 +105,11 @@ class TrainedRun:
             (scores, item numbers), shape (B, k) both; score -inf and item 0 where fewer than k items are left.
         """
         model, histories, device = self.model, self.dataset.histories, self.config["device"]
-        who = torch.from_numpy(users)
-        rows, items = self.recent.pairs(who, 0)
-        length = torch.from_numpy(self.recent.lengths[users])
-        columns = torch.arange(len(rows)) - torch.repeat_interleave(length.cumsum(0) - length, length)
-        item_seq = torch.zeros(len(users), model.max_seq_length, dtype=torch.int64)
-        item_seq[rows, columns] = items
+        who, newest = torch.from_numpy(users), model.max_seq_length
+        length = torch.from_numpy(histories.lengths[users]).clamp(max=newest)
+        item_seq = windows(
+            torch.from_numpy(histories.items), torch.from_numpy(histories.offsets[users + 1]), length, newest
+        )
         batch = Interaction({model.USER_ID: who, model.ITEM_SEQ: item_seq, model.ITEM_SEQ_LEN: length}).to(device)
         scores, found = top_k(
             model.user_vectors(batch).float(),
@@ -132,7 +128,6 @@ def recommend(
     k: int = 10,
     users: Collection[str] | None = None,
     repeats: bool = False,
-    settings: dict[str, Any] | None = None,
 ) -> int:
     """Write lists of items for users of a finished run, as a table: user_id, rank, item_id, score, tab-separated.
 
@@ -142,7 +137,6 @@ def recommend(
         k: items for each user.
         users: as the `.inter` file names them; None: all.
         repeats: whether items that a user had before may come again.
-        settings: see `TrainedRun.load`.
 
     Returns:
         The number of lines, without the header: k for each user, or as many as items are left.
@@ -152,7 +146,7 @@ def recommend(
     """
     if k < 1:
         raise InputError(f"k: {k} is not a whole number from 1")
-    run = TrainedRun.load(run_folder, settings)
+    run = TrainedRun.load(run_folder)
     wanted = run.user_ids(users)
     n_lines = 0
 

@@ -8,6 +8,7 @@ import torch
 from scipy.linalg import cho_factor, cho_solve
 
 from recbole_pad.data.histories import Histories, decayed_history
+from recbole_pad.data.rows import windows
 
 TIE_WEIGHT = 1e-6
 
@@ -47,11 +48,10 @@ def linear_transitions(train: Histories, n_items: int, newest: int, decay: float
     place = np.arange(len(train.items)) - np.repeat(train.offsets[:-1], train.lengths)
     targets = np.flatnonzero(place > 0)
     lengths = np.minimum(place[targets], newest)
-    columns = np.arange(lengths.max(initial=0))
-    at = np.where(
-        columns < lengths[:, None], (targets - lengths)[:, None] + columns, 0
-    )  # past a history's end: not read
-    item_seq, item_seq_len = torch.from_numpy(train.items[at]), torch.from_numpy(lengths)
+    item_seq_len = torch.from_numpy(lengths)
+    item_seq = windows(
+        torch.from_numpy(train.items), torch.from_numpy(targets), item_seq_len, int(lengths.max(initial=0))
+    )
     histories = decayed_history(item_seq, item_seq_len, decay, n_items).astype(np.float32)
     ones = np.ones(len(targets), dtype=np.float32)
     following = sp.csr_matrix((ones, (np.arange(len(targets)), train.items[targets])), shape=(len(targets), n_items))

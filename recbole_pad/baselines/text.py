@@ -6,7 +6,6 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ import scipy.sparse as sp
 
 from recbole_pad.config import PADConfig
 from recbole_pad.data.followers import plda_of_followers
+from recbole_pad.data.item_file import item_file_of
 from recbole_pad.dataset_prep.item_texts import items_without_line, read_item_texts, text_columns
 from recbole_pad.errors import InputError
 from recbole_pad.model_keys import word
@@ -80,9 +80,8 @@ def _dense_texts(settings: PADConfig, metric: str, dataset: Any) -> ItemTexts:
 
 
 def _sparse_texts(encode: Callable[[Sequence[str]], sp.csr_matrix], settings: PADConfig, dataset: Any) -> ItemTexts:
-    file = Path(dataset.dataset_path) / f"{dataset.dataset_name}.item"
-    columns = text_columns(file, settings.text_columns, dataset.iid_field)
-    texts = read_item_texts(file, columns, dataset.iid_field)
+    file = item_file_of(dataset)
+    texts = read_item_texts(file, text_columns(file, settings.text_columns))
     tokens = [str(token) for token in dataset.field2id_token[dataset.iid_field][1:]]
     texts |= dict.fromkeys(items_without_line(file, texts, tokens), "")
     place = {token: row for row, token in enumerate(texts)}

@@ -14,6 +14,7 @@ from recbole_pad.config import PADConfig
 from recbole_pad.data.augmentation import make_rows
 from recbole_pad.data.frequency import equal_mass_bins
 from recbole_pad.data.histories import LEFT_OUT, Histories, train_counts, train_histories
+from recbole_pad.data.item_file import item_file_of
 from recbole_pad.data.rows import rows_from_here, take_rows
 from recbole_pad.data.text_table import JointTextTable, TextTable, find_text_table
 from recbole_pad.distributed import Processes
@@ -99,12 +100,11 @@ class PADDataset(SequentialDataset):
         settings = self._settings
         return find_text_table(
             self.dataset_name,
-            Path(self.dataset_path) / f"{self.dataset_name}.item",
+            item_file_of(self),
             list(self.field2id_token[self.iid_field]),
             text_encoder=settings.text_encoder,
             text_fields=settings.text_columns,
             folder=Path(settings.text_vectors_dir),
-            item_field=self.iid_field,
             show_progress=bool(self.config["show_progress"]),
             processes=Processes.of(self.config),
         )

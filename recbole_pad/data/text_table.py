@@ -32,7 +32,7 @@ from recbole_pad.dataset_prep.encode_text import (
     encoding_alone,
     vector_files,
 )
-from recbole_pad.dataset_prep.item_texts import items_without_line, read_item_texts, text_columns, text_digest
+from recbole_pad.dataset_prep.item_texts import ItemFile, items_without_line, read_item_texts, text_columns, text_digest
 from recbole_pad.dataset_prep.text_encoders import encoder_parts
 from recbole_pad.distributed import ALONE, Processes
 from recbole_pad.errors import InputError
@@ -236,14 +236,12 @@ class _Reordered:
 
 def find_text_table(
     dataset_name: str,
-    item_file: Path,
+    item_file: ItemFile,
     tokens: Sequence[str],
     *,
     text_encoder: str,
     text_fields: Sequence[str],
     folder: Path,
-    item_field: str = "item_id",
-    batch_size: int = 64,
     show_progress: bool = False,
     processes: Processes = ALONE,
 ) -> TextTable | JointTextTable:
@@ -257,8 +255,6 @@ def find_text_table(
             of them, joined by "+": the parts of joint vectors.
         text_fields: columns of `item_file` that make the text, or ``["auto"]`` (`text_columns`).
         folder: where vectors are looked for and written.
-        item_field: column of the item tokens.
-        batch_size: texts per forward pass, if vectors are made.
         show_progress: draw a progress bar, if vectors are made.
         processes: of the run; each of them makes this call, encodes a share of the texts, and the first one writes.
 
@@ -269,12 +265,12 @@ def find_text_table(
     encoders = [name for name in names if not name.startswith(OWN_FILE)]
     source = None
     if encoders:
-        source = _Source.read(dataset_name, Path(item_file), tokens, encoders, text_fields, Path(folder), item_field)
+        source = _Source.read(dataset_name, item_file, tokens, encoders, text_fields, Path(folder))
 
     def find(name: str) -> TextTable:
         if source is None or name.startswith(OWN_FILE):
             return _own_table(name, tokens)
-        return _encoded_table(source, tokens, name, batch_size, show_progress, processes)
+        return _encoded_table(source, tokens, name, show_progress, processes)
 
     parts = [find(name) for name in names]
     return parts[0] if len(parts) == 1 else JointTextTable(tuple(parts))
@@ -291,11 +287,10 @@ class _Source:
     """
 
     dataset_name: str
-    item_file: Path
+    item_file: ItemFile
     encoders: Sequence[str]
     text_fields: Sequence[str]
     folder: Path
-    item_field: str
     texts: Mapping[str, str]
     without_text: Sequence[str]
 
@@ -303,18 +298,17 @@ class _Source:
     def read(
         cls,
         dataset_name: str,
-        item_file: Path,
+        item_file: ItemFile,
         tokens: Sequence[str],
         encoders: Sequence[str],
         text_fields: Sequence[str],
         folder: Path,
-        item_field: str,
     ) -> _Source:
         """Find the columns and read the file."""
-        columns = text_columns(item_file, text_fields, item_field)
-        texts = read_item_texts(item_file, columns, item_field)
+        columns = text_columns(item_file, text_fields)
+        texts = read_item_texts(item_file, columns)
         absent = items_without_line(item_file, texts, [str(token) for token in tokens[1:]])
-        return cls(dataset_name, item_file, encoders, columns, folder, item_field, texts, absent)
+        return cls(dataset_name, item_file, encoders, columns, folder, texts, absent)
 
     @cached_property
     def digest(self) -> str:
@@ -328,9 +322,10 @@ class _Source:
         key = "text_template" if "{" in self.text_fields[0] else "text_fields"
         words.append(f"--{key}={','.join(self.text_fields)}")  # the default of `encode` is the dataset's own
         optional = {
-            "data_path": (str(self.item_file.parent.parent), "dataset"),
+            "data_path": (str(self.item_file.path.parent.parent), "dataset"),
             "text_vectors_dir": (str(self.folder), "text_vectors"),
-            "item_field": (self.item_field, "item_id"),
+            "item_field": (self.item_file.item_field, "item_id"),
+            "field_separator": (self.item_file.separator, "\t"),
         }
         words += [f"--{key}={value}" for key, (value, default) in optional.items() if value != default]
         return shlex.join(words)
@@ -346,7 +341,6 @@ def _encoded_table(
     source: _Source,
     tokens: Sequence[str],
     text_encoder: str,
-    batch_size: int,
     show_progress: bool,
     processes: Processes,
 ) -> TextTable:
@@ -365,8 +359,6 @@ def _encoded_table(
                     source.dataset_name,
                     text_encoder=text_encoder,
                     text_fields=source.text_fields,
-                    item_field=source.item_field,
-                    batch_size=batch_size,
                     show_progress=show_progress,
                     team=processes,
                 )

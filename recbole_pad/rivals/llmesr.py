@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from recbole_pad.backbone_classes import backbone_spec
 from recbole_pad.data.histories import Histories
+from recbole_pad.data.rows import windows
 from recbole_pad.errors import InputError
 from recbole_pad.model.backbone import Backbone, is_item
 from recbole_pad.model.experts import Expert, id_vectors
@@ -161,13 +162,11 @@ class SimilarUsers(nn.Module):
         nearest = search.fit(vectors).kneighbors(return_distance=False)  # without an argument, a user is not its own
         neighbours = torch.zeros(len(train.lengths), nearest.shape[1], dtype=torch.int64)
         neighbours[users] = torch.from_numpy(users[nearest])
-        lengths = np.minimum(train.lengths, max_length)
-        place = train.offsets[1:, None] - lengths[:, None] + np.arange(max_length)
-        sequences = train.items[np.minimum(place, len(train.items) - 1)]
-        sequences = np.where(np.arange(max_length) < lengths[:, None], sequences, 0)
+        item_seq_len = torch.from_numpy(np.minimum(train.lengths, max_length))
+        items, ends = torch.from_numpy(train.items), torch.from_numpy(train.offsets[1:])
         self.register_buffer("neighbours", neighbours, persistent=False)
-        self.register_buffer("item_seq", torch.from_numpy(sequences), persistent=False)
-        self.register_buffer("item_seq_len", torch.from_numpy(lengths), persistent=False)
+        self.register_buffer("item_seq", windows(items, ends, item_seq_len, max_length), persistent=False)
+        self.register_buffer("item_seq_len", item_seq_len, persistent=False)
 
 
 class LLMESR(Tower):

@@ -80,11 +80,11 @@ def write_trials(folder: Path, study: Study, keys: Iterable[str]) -> Path:
     return path
 
 
-def table(study: Study, metric: str, keys: Iterable[str], n_best: int = 5) -> str:
-    """The best trials as a Markdown table."""
+def table(study: Study, metric: str, keys: Iterable[str]) -> str:
+    """The five best trials as a Markdown table."""
     keys = list(keys)
     lines = [f"| trial | {metric} | {' | '.join(keys)} | seconds |", "| --- " * (len(keys) + 3) + "|"]
-    for trial in ranked(study)[:n_best]:
+    for trial in ranked(study)[:5]:
         settings = trial.user_attrs[SETTINGS]
         cells = [_short(settings[key]) if key in settings else "" for key in keys]
         seconds = f"{trial.user_attrs[SECONDS]:.0f}"

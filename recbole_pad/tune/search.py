@@ -23,10 +23,10 @@ from recbole_pad.errors import InputError
 from recbole_pad.input_files import input_digests
 from recbole_pad.keys import FIRST_READ_IN, PHASE_KEYS, WITHOUT_EFFECT
 from recbole_pad.phases import PHASES
-from recbole_pad.preflight import check_dataset, check_model, settled_config
-from recbole_pad.quick_start import yaml_value
+from recbole_pad.preflight import checked_config, settled_config
 from recbole_pad.registration import has_our_backbone, has_phases
 from recbole_pad.registry import pick
+from recbole_pad.result import yaml_value
 from recbole_pad.tune import outcome
 from recbole_pad.tune.engine import PRUNERS, SAMPLERS, Grid, open_storage, quiet
 from recbole_pad.tune.space import Space, read_space
@@ -81,7 +81,6 @@ def search(
             if trials keep failing.
     """
     started = time.monotonic()
-    check_model(model)
     if trials < 1 or "/" in study or not study:
         raise InputError(f"trials: {trials} must be at least 1, and study: {study!r} a name without a slash")
     settings = {**(config_dict or {}), **({"valid_metric": metric} if metric else {})}
@@ -192,8 +191,7 @@ class _Worker:
 
 
 def _base_config(model: str, dataset: str, files: list[str] | None, settings: dict[str, Any]) -> Any:
-    base = settled_config(model, dataset, files, settings)
-    check_dataset(base)
+    base = checked_config(model, dataset, files, settings)
     several = [key for key in ("nproc", "world_size") if base.external_config_dict.get(key, 1) not in (1, -1)]
     if several:
         raise InputError(

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from recbole_pad.dataset_prep.encode_text import encode_items
+from recbole_pad.dataset_prep.item_texts import ItemFile
 from recbole_pad.distributed import Processes
 from recbole_pad.errors import InputError
 
@@ -39,7 +40,9 @@ def collect(local_rank: int, port: str, item_file: Path, folder: Path, encoder: 
         "weight": float(processes.weight_of_mean(len(own), own.device)),
         "same_values": table.tolist(),
     }
-    encode_items(item_file, folder, "toy", text_encoder=encoder, batch_size=2, show_progress=False, team=processes)
+    encode_items(
+        ItemFile(item_file), folder, "toy", text_encoder=encoder, batch_size=2, show_progress=False, team=processes
+    )
     processes.wait()
     found["files"] = sorted(path.name for path in folder.iterdir())
     mailbox.leave(str(local_rank), found)

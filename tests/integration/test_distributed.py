@@ -23,6 +23,7 @@ from recbole.utils import get_trainer
 
 from recbole_pad import checkpoint, launch, optimizers
 from recbole_pad.dataset_prep.encode_text import encode_items
+from recbole_pad.dataset_prep.item_texts import ItemFile
 from recbole_pad.distributed import Processes, single
 from recbole_pad.errors import InputError
 from recbole_pad.keys import PROCESS_KEYS
@@ -250,7 +251,7 @@ def test_processes_get_what_the_others_have_and_encode_texts_together(tmp_path: 
     assert (first["weight"], second["weight"]) == (pytest.approx(2 / 3), pytest.approx(4 / 3))  # of 1 and 2 values
     assert len(first["files"]) == len(second["files"]) == 2
 
-    one = encode_items(items, tmp_path / "one", "toy", text_encoder=str(tiny_model), show_progress=False)
+    one = encode_items(ItemFile(items), tmp_path / "one", "toy", text_encoder=str(tiny_model), show_progress=False)
     np.testing.assert_allclose(np.load(tmp_path / "two" / one.name), np.load(one), atol=1e-6)
 
 

@@ -27,7 +27,7 @@ LADDER: list[set[str]] = [
     {"phase_trainers", "fast_evaluation", "rivals"},
     {"trainer"},
     {"registration", "speedups", "diagnose", "training"},
-    {"activation", "preflight"},
+    {"activation", "preflight", "result"},
     {"quick_start"},
     {"demo", "tune", "experiments", "report", "recommend"},
     {"__main__"},

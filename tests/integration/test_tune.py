@@ -23,6 +23,7 @@ from optuna.trial import TrialState
 import recbole_pad.quick_start as quick_start
 from recbole_pad.__main__ import main
 from recbole_pad.dataset_prep.encode_text import encode_items
+from recbole_pad.dataset_prep.item_texts import ItemFile
 from recbole_pad.errors import InputError
 from recbole_pad.quick_start import run_recbole
 from recbole_pad.tune import engine, tune
@@ -309,7 +310,9 @@ def test_a_study_is_not_continued_with_other_data(kind: str, small: dict[str, An
 def test_a_study_is_not_continued_with_other_vectors_of_ones_own(
     where: str, settings: Settings, data_path: Path, tmp_path: Path
 ):
-    npy = encode_items(data_path / "tiny" / "tiny.item", tmp_path, "tiny", text_encoder="tfidf", show_progress=False)
+    npy = encode_items(
+        ItemFile(data_path / "tiny" / "tiny.item"), tmp_path, "tiny", text_encoder="tfidf", show_progress=False
+    )
     name = f"file:{npy}"
     text = "learning_rate: {float: [1e-3, 0.1]}\n"
     if where == "space":

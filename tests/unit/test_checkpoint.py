@@ -171,17 +171,6 @@ def test_a_file_of_another_format_is_refused(content: Any, tmp_path: Path):
     assert repr(checkpoint.FORMAT) in refused(tmp_path / "align.pth")
 
 
-def test_a_digest_of_a_missing_file_is_refused(tmp_path: Path):
-    with pytest.raises(InputError, match=r"absent\.pth: no such file"):
-        checkpoint.file_digest(tmp_path / "absent.pth")
-
-
-def test_a_file_digest_is_sha256(tmp_path: Path):
-    (tmp_path / "file").write_bytes(b"abc")
-    expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    assert checkpoint.file_digest(tmp_path / "file") == expected
-
-
 # --- fingerprint ----------------------------------------------------------------------------------
 
 

@@ -19,7 +19,7 @@ from recbole_pad.dataset_prep.encode_text import (
     vector_files,
 )
 from recbole_pad.dataset_prep.errors import InputError
-from recbole_pad.dataset_prep.item_texts import read_item_texts, text_digest
+from recbole_pad.dataset_prep.item_texts import ItemFile, read_item_texts, text_digest
 from recbole_pad.dataset_prep.text_encoders import TEXT_ENCODERS, fill_zero_rows, text_encoder
 
 TITLES = ["red apple", "green apple", "car engine", "oil for a car engine", "red paint", "A 7"]
@@ -274,7 +274,7 @@ def test_importing_the_module_imports_nothing_heavy():
 
 def test_encoding_writes_vectors_and_a_manifest_that_vouches_for_them(tmp_path):
     path = toy_items(tmp_path)
-    npy = encode_items(path, tmp_path / "vectors", "toy", text_encoder="tfidf", show_progress=False)
+    npy = encode_items(ItemFile(path), tmp_path / "vectors", "toy", text_encoder="tfidf", show_progress=False)
     vectors, manifest = np.load(npy, allow_pickle=False), manifest_of(npy)
     assert npy == vector_files(tmp_path / "vectors", "toy", "tfidf", ["title"])[0]
     assert vectors.dtype == np.float32
@@ -289,7 +289,7 @@ def test_encoding_writes_vectors_and_a_manifest_that_vouches_for_them(tmp_path):
         "pooling": "none",
         "prompt": "",
         "text_fields": ["title"],
-        "text_digest": text_digest(read_item_texts(path, ["title"])),
+        "text_digest": text_digest(read_item_texts(ItemFile(path), ["title"])),
         "vectors_sha256": file_sha256(npy),
     }
     assert {key: manifest[key] for key in expected} == expected
@@ -305,7 +305,9 @@ def test_encoding_writes_vectors_and_a_manifest_that_vouches_for_them(tmp_path):
 
 
 def test_encoding_from_a_local_model_gives_each_item_the_vector_of_its_text(tiny_model, tmp_path):
-    npy = encode_items(toy_items(tmp_path), tmp_path, "toy", text_encoder=str(tiny_model), show_progress=False)
+    npy = encode_items(
+        ItemFile(toy_items(tmp_path)), tmp_path, "toy", text_encoder=str(tiny_model), show_progress=False
+    )
     manifest, model = manifest_of(npy), text_encoder(str(tiny_model))
     assert (manifest["revision"], manifest["pooling"], manifest["prompt"]) == (model.revision, "mean", "a ")
     assert "sentence-transformers" in manifest["versions"]
@@ -316,7 +318,7 @@ def test_encoding_from_a_local_model_gives_each_item_the_vector_of_its_text(tiny
 
 def test_an_item_without_text_gets_the_mean_whatever_the_model_says_of_nothing(tiny_model, tmp_path):
     path = toy_items(tmp_path, ["red apple", "", "green apple", "car engine"])
-    vectors = np.load(encode_items(path, tmp_path, "toy", text_encoder=str(tiny_model), show_progress=False))
+    vectors = np.load(encode_items(ItemFile(path), tmp_path, "toy", text_encoder=str(tiny_model), show_progress=False))
     np.testing.assert_allclose(vectors[1], np.delete(vectors, 1, axis=0).mean(axis=0), atol=1e-6)
 
 
@@ -324,9 +326,9 @@ def test_an_item_without_text_gets_the_mean_whatever_the_model_says_of_nothing(t
 @given(st.permutations(range(len(TITLES))))
 def test_the_order_of_lines_does_not_change_a_byte(tmp_path_factory, order):
     folder = tmp_path_factory.mktemp("order")
-    npy = encode_items(toy_items(folder), folder / "one", "toy", text_encoder="tfidf", show_progress=False)
+    npy = encode_items(ItemFile(toy_items(folder)), folder / "one", "toy", text_encoder="tfidf", show_progress=False)
     path = item_file(folder, [f"i{number}\t{TITLES[number]}" for number in order])
-    again = encode_items(path, folder / "two", "toy", text_encoder="tfidf", show_progress=False)
+    again = encode_items(ItemFile(path), folder / "two", "toy", text_encoder="tfidf", show_progress=False)
     assert again.read_bytes() == npy.read_bytes()
     assert manifest_of(again)["text_digest"] == manifest_of(npy)["text_digest"]
 
@@ -347,24 +349,24 @@ def test_a_crash_leaves_no_manifest_and_no_temporary_file(tmp_path, monkeypatch,
     path, folder = toy_items(tmp_path), tmp_path / "vectors"
     crash_on(suffix, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
-        encode_items(path, folder, "toy", text_encoder="tfidf", show_progress=False)
+        encode_items(ItemFile(path), folder, "toy", text_encoder="tfidf", show_progress=False)
     left = [file.name for file in folder.iterdir() if file.suffix != ".lock"]
     assert left == ([] if suffix == ".npy" else ["toy-tfidf-title.npy"])
 
 
 def test_a_crash_while_encoding_again_does_not_leave_the_old_manifest_beside_new_vectors(tmp_path, monkeypatch):
     folder = tmp_path / "vectors"
-    npy = encode_items(toy_items(tmp_path), folder, "toy", text_encoder="tfidf", show_progress=False)
+    npy = encode_items(ItemFile(toy_items(tmp_path)), folder, "toy", text_encoder="tfidf", show_progress=False)
     path = toy_items(tmp_path, [*TITLES[:-1], "other"])
     crash_on(".json", monkeypatch)
     with pytest.raises(KeyboardInterrupt):
-        encode_items(path, folder, "toy", text_encoder="tfidf", show_progress=False)
+        encode_items(ItemFile(path), folder, "toy", text_encoder="tfidf", show_progress=False)
     assert not npy.with_suffix(".json").exists()
 
 
 def test_a_text_encoder_that_fails_leaves_the_old_pair_alone(tmp_path, monkeypatch):
     path = toy_items(tmp_path)
-    npy = encode_items(path, tmp_path, "toy", text_encoder="tfidf", show_progress=False)
+    npy = encode_items(ItemFile(path), tmp_path, "toy", text_encoder="tfidf", show_progress=False)
     before = npy.read_bytes(), npy.with_suffix(".json").read_bytes()
 
     class Broken(TEXT_ENCODERS["tfidf"]):
@@ -376,16 +378,16 @@ def test_a_text_encoder_that_fails_leaves_the_old_pair_alone(tmp_path, monkeypat
     monkeypatch.setitem(TEXT_ENCODERS, "tfidf", Broken)
     path = toy_items(tmp_path, [*TITLES[:-1], "other"])
     with pytest.raises(InputError, match=r"'tfidf': 1 of 6 items have a NaN or infinite value: 'i3'"):
-        encode_items(path, tmp_path, "toy", text_encoder="tfidf", show_progress=False)
+        encode_items(ItemFile(path), tmp_path, "toy", text_encoder="tfidf", show_progress=False)
     assert (npy.read_bytes(), npy.with_suffix(".json").read_bytes()) == before
 
 
 def test_a_folder_that_cannot_be_made_and_a_bad_batch_size_are_errors(tmp_path):
     path = toy_items(tmp_path)
     with pytest.raises(InputError, match=r"the folder .*below_a_file cannot be made"):
-        encode_items(path, path / "below_a_file", "toy", text_encoder="tfidf")
+        encode_items(ItemFile(path), path / "below_a_file", "toy", text_encoder="tfidf")
     with pytest.raises(InputError, match="batch_size must be at least 1"):
-        encode_items(path, tmp_path, "toy", text_encoder="tfidf", batch_size=0)
+        encode_items(ItemFile(path), tmp_path, "toy", text_encoder="tfidf", batch_size=0)
 
 
 # Bad rows

@@ -27,7 +27,7 @@ from recbole_pad.dataset_prep.encoders.language_model import (
 )
 from recbole_pad.dataset_prep.encoders.sentence import static_embedding
 from recbole_pad.dataset_prep.errors import InputError
-from recbole_pad.dataset_prep.item_texts import read_item_texts
+from recbole_pad.dataset_prep.item_texts import ItemFile, read_item_texts
 from recbole_pad.dataset_prep.text_encoders import SentenceEncoder, text_encoder
 from tests.reference import llm2vec_loops
 from tests.unit.test_encode_text import item_file, tiny_model  # noqa: F401 - a fixture
@@ -69,7 +69,7 @@ def test_a_model_computes_in_the_type_that_is_asked_for(tiny_model: Path):  # no
 def test_options_tell_files_apart_and_the_manifest_says_them(tmp_path: Path, tiny_model: Path):  # noqa: F811
     items = item_file(tmp_path, [f"i{number}\t{text}" for number, text in enumerate(TEXTS)])
     names = [str(tiny_model), f"{tiny_model}?truncate_dim:5"]
-    files = [encode_items(items, tmp_path, "toy", text_encoder=name, show_progress=False) for name in names]
+    files = [encode_items(ItemFile(items), tmp_path, "toy", text_encoder=name, show_progress=False) for name in names]
     assert [np.load(file).shape[1] for file in files] == [16, 5]
     manifest = json.loads(files[1].with_suffix(".json").read_text())
     assert manifest["text_encoder"] == names[1]
@@ -444,7 +444,7 @@ def test_adapters_without_peft_name_the_install_command(
 
 def test_items_are_encoded_by_a_language_model(decoder: Make, tmp_path: Path):
     items = item_file(tmp_path, [f"i{number}\t{text}" for number, text in enumerate(TEXTS)])
-    npy = encode_items(items, tmp_path / "v", "toy", text_encoder=f"llm2vec:{decoder()}", show_progress=False)
+    npy = encode_items(ItemFile(items), tmp_path / "v", "toy", text_encoder=f"llm2vec:{decoder()}", show_progress=False)
     np.testing.assert_allclose(np.load(npy), encoder(decoder()).encode(TEXTS, 5), atol=1e-5)
     manifest = json.loads(npy.with_suffix(".json").read_text())
     assert manifest["attention"] == "bidirectional"
@@ -473,12 +473,14 @@ def described(tmp_path: Path) -> Path:
     ],
 )
 def test_a_template_makes_the_text_of_the_columns_that_are_filled(described: Path, template: str, texts: list[str]):
-    assert list(read_item_texts(described, [template]).values()) == texts
+    assert list(read_item_texts(ItemFile(described), [template]).values()) == texts
 
 
 def test_a_plain_template_is_the_list_of_its_columns(described: Path):
     fields = ["title", "categories", "brand"]
-    assert read_item_texts(described, ["{title}. {categories}. {brand}"]) == read_item_texts(described, fields)
+    assert read_item_texts(ItemFile(described), ["{title}. {categories}. {brand}"]) == read_item_texts(
+        ItemFile(described), fields
+    )
 
 
 @pytest.mark.parametrize(
@@ -494,5 +496,5 @@ def test_a_plain_template_is_the_list_of_its_columns(described: Path):
 )
 def test_a_template_that_is_not_understood_is_refused(described: Path, template: str, words: str):
     with pytest.raises(InputError) as error:
-        read_item_texts(described, [template])
+        read_item_texts(ItemFile(described), [template])
     assert words in str(error.value)

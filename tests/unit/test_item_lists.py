@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from recbole_pad.data.titles import titles
-from recbole_pad.dataset_prep.item_texts import read_item_texts
+from recbole_pad.baselines.text import item_texts
+from recbole_pad.data.item_file import titles
+from recbole_pad.dataset_prep.item_texts import ItemFile, read_item_texts
 from recbole_pad.evaluation.item_lists import best_and_hardest
 
 INF = np.inf
@@ -48,9 +50,29 @@ def test_without_targets_the_lists_are_empty():
 def test_titles_are_the_texts_that_the_encoder_reads(prepared: Callable[..., Any], data_path: Path):
     _, whole, *_ = prepared(text_fields=["title", "kind"])
     found = titles(whole, {"i01", "i07", "no such item"})
-    texts = read_item_texts(data_path / "tiny" / "tiny.item", ["title", "kind"])
+    texts = read_item_texts(ItemFile(data_path / "tiny" / "tiny.item"), ["title", "kind"])
     assert found == {"i01": texts["i01"], "i07": texts["i07"], "no such item": ""}
     assert found["i01"] == "red round box. round"
+
+
+@pytest.mark.parametrize("model", ["PAD", "TextKNN"])
+def test_texts_are_split_like_the_interactions(
+    model: str, prepared: Callable[..., Any], data_path: Path, tmp_path: Path
+):
+    """RecBole's `field_separator` is of both files."""
+    folder = tmp_path / "commas" / "tiny"
+    folder.mkdir(parents=True)
+    for name in ("tiny.inter", "tiny.item"):
+        (folder / name).write_text((data_path / "tiny" / name).read_text().replace("\t", ","))
+    tabs, commas = (
+        prepared(model, text_encoder="tfidf", text_vectors_dir=str(tmp_path / kind), **changes)
+        for kind, changes in (("t", {}), ("c", {"data_path": str(folder.parent), "field_separator": ","}))
+    )
+    assert titles(commas[1], {"i01"}) == {"i01": "red round box"}
+    if model == "PAD":
+        assert torch.equal(commas[2].dataset.text_table.read(), tabs[2].dataset.text_table.read())
+    else:
+        assert item_texts(commas[0], commas[2].dataset).fingerprint == item_texts(tabs[0], tabs[2].dataset).fingerprint
 
 
 def test_a_stock_models_titles_are_in_the_column_title(prepared: Callable[..., Any]):
@@ -66,16 +88,16 @@ def test_a_missing_file_or_column_gives_empty_titles(content: str | None, tmp_pa
         dataset_path=str(tmp_path),
         dataset_name="shop",
         iid_field="item_id",
-        config=defaultdict(lambda: None, text_fields="title"),
+        config=defaultdict(lambda: None, text_fields="title", field_separator="\t"),
     )
     assert titles(dataset, ["i1"]) == {"i1": ""}
 
 
 def test_texts_of_some_items_equal_those_of_all(data_path: Path, caplog: pytest.LogCaptureFixture):
     file = data_path / "tiny" / "tiny.item"
-    everything = read_item_texts(file, ["title"])
-    assert read_item_texts(file, ["title"], tokens={"i03", "i21", "x"}) == {
+    everything = read_item_texts(ItemFile(file), ["title"])
+    assert read_item_texts(ItemFile(file), ["title"], tokens={"i03", "i21", "x"}) == {
         key: everything[key] for key in ("i03", "i21")
     }
-    assert read_item_texts(file, ["title"], tokens=set()) == {}
+    assert read_item_texts(ItemFile(file), ["title"], tokens=set()) == {}
     assert not caplog.records

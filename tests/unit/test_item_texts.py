@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from recbole_pad.dataset_prep import item_texts
 from recbole_pad.dataset_prep.errors import InputError
-from recbole_pad.dataset_prep.item_texts import read_item_texts, text_columns, text_digest
+from recbole_pad.dataset_prep.item_texts import ItemFile, read_item_texts, text_columns, text_digest
 from tests.unit.test_encode_text import item_file
 
 
@@ -29,13 +29,13 @@ def test_text_joins_the_fields_that_are_not_empty(tmp_path):
         ],
         header="item_id:token\ttitle:token_seq\tprice:float\tbrand:token",
     )
-    assert read_item_texts(path, ["title", "brand"]) == {
+    assert read_item_texts(ItemFile(path), ["title", "brand"]) == {
         "a": "Milk & honey. Nestlé",
         "b": "Acme",
         "c": "two blanks",
         "d": "NA. null",
     }
-    assert read_item_texts(path, ["brand"])["a"] == "Nestlé"
+    assert read_item_texts(ItemFile(path), ["brand"])["a"] == "Nestlé"
 
 
 def test_reading_sees_the_same_items_as_the_parser_of_recbole(tmp_path):
@@ -44,7 +44,7 @@ def test_reading_sees_the_same_items_as_the_parser_of_recbole(tmp_path):
     path = item_file(tmp_path, ['a\t24" screen', 'b\t"quoted ""word"" here"', "", 'c\t"one\ttab"', "07\tlast"])
     column = "item_id:token"
     frame = pd.read_csv(path, delimiter="\t", dtype=str, encoding="utf-8", engine="python")  # as _load_feat
-    texts = read_item_texts(path, ["title"])
+    texts = read_item_texts(ItemFile(path), ["title"])
     assert list(texts) == list(frame[column])
     assert list(texts.values()) == [" ".join(title.split()) for title in frame["title:token_seq"]]
     assert texts["a"] == '24" screen'
@@ -52,13 +52,13 @@ def test_reading_sees_the_same_items_as_the_parser_of_recbole(tmp_path):
 
 def test_a_quote_that_recbole_refuses_is_read_where_it_is_clear(tmp_path):
     path = item_file(tmp_path, ['a\t"A" is for Alibi', 'b\tB "is" for "Burglar"', 'c\t"C'])
-    assert read_item_texts(path, ["title"]) == {"a": "A is for Alibi", "b": 'B "is" for "Burglar"', "c": "C"}
+    assert read_item_texts(ItemFile(path), ["title"]) == {"a": "A is for Alibi", "b": 'B "is" for "Burglar"', "c": "C"}
 
 
 def test_items_without_text_are_kept_and_counted(tmp_path, caplog):
     path = item_file(tmp_path, ["a\t", "b\tsoap", "c\t   "])
     with caplog.at_level(logging.WARNING):
-        assert read_item_texts(path, ["title"]) == {"a": "", "b": "soap", "c": ""}
+        assert read_item_texts(ItemFile(path), ["title"]) == {"a": "", "b": "soap", "c": ""}
     assert "2 of 3 items have no text in title, for example a, c" in caplog.text
 
 
@@ -82,29 +82,36 @@ def test_items_without_text_are_kept_and_counted(tmp_path, caplog):
 def test_a_bad_item_file_is_named_with_line_and_remedy(tmp_path, lines, fields, words):
     path = item_file(tmp_path, lines)
     with pytest.raises(InputError) as error:
-        read_item_texts(path, fields)
+        read_item_texts(ItemFile(path), fields)
     for word in [str(path), *words]:
         assert word in str(error.value)
 
 
 def test_a_missing_item_file_or_item_column_is_an_error(tmp_path):
     with pytest.raises(InputError, match=r"nothing\.item does not exist"):
-        read_item_texts(tmp_path / "nothing.item", ["title"])
+        read_item_texts(ItemFile(tmp_path / "nothing.item"), ["title"])
     with pytest.raises(InputError, match=r"no column 'asin'.*item_id, title"):
-        read_item_texts(item_file(tmp_path, ["a\tx"]), ["title"], item_field="asin")
+        read_item_texts(ItemFile(item_file(tmp_path, ["a\tx"]), "asin"), ["title"])
+
+
+def test_columns_stand_between_one_character_of_any_kind(tmp_path):
+    path = item_file(tmp_path, ["a,red kite", "b,"], "item_id:token,title:token_seq")
+    assert read_item_texts(ItemFile(path, separator=","), ["title"]) == {"a": "red kite", "b": ""}
+    with pytest.raises(InputError, match="field_separator: '::' has 2 characters"):
+        read_item_texts(ItemFile(path, separator="::"), ["title"])
 
 
 def test_a_file_that_is_not_utf8_is_an_error(tmp_path):
     path = tmp_path / "latin.item"
     path.write_bytes("item_id:token\ttitle:token_seq\na\tcafé\n".encode("latin-1"))
     with pytest.raises(InputError, match=r"latin\.item.*not UTF-8"):
-        read_item_texts(path, ["title"])
+        read_item_texts(ItemFile(path), ["title"])
 
 
 def test_a_text_longer_than_the_parser_allows_is_an_error_that_names_the_line(tmp_path):
     path = item_file(tmp_path, ["a\tx", "b\t" + "y" * 140_000])
     with pytest.raises(InputError, match=r"line 3: field larger than field limit"):
-        read_item_texts(path, ["title"])
+        read_item_texts(ItemFile(path), ["title"])
 
 
 @given(st.dictionaries(st.text("ab7é", min_size=1), st.text("xy .é")), st.randoms())
@@ -139,7 +146,7 @@ SHOP_LINES = [
 
 
 def auto(path, item_field="item_id"):
-    return text_columns(path, ["auto"], item_field)
+    return text_columns(ItemFile(path, item_field), ["auto"])
 
 
 def test_auto_takes_columns_of_a_few_words_and_says_what_it_leaves(tmp_path, caplog):
@@ -256,7 +263,7 @@ def test_auto_without_a_column_of_words_asks_for_one(tmp_path):
 
 @given(st.lists(st.text("abc{} ", min_size=1), min_size=1).filter(lambda fields: fields != ["auto"]))
 def test_named_columns_stay_as_they_are(fields):
-    assert text_columns(Path("not there"), fields) == fields
+    assert text_columns(ItemFile(Path("not there")), fields) == fields
 
 
 @pytest.mark.parametrize(

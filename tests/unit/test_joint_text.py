@@ -21,6 +21,7 @@ from recbole_pad.__main__ import main
 from recbole_pad.config import PADConfig
 from recbole_pad.data.text_cache import MappedVectors
 from recbole_pad.data.text_table import JointTextTable, find_text_table
+from recbole_pad.dataset_prep.item_texts import ItemFile
 from recbole_pad.dataset_prep.text_encoders import encoder_parts, text_encoder
 from recbole_pad.errors import InputError
 from recbole_pad.nn import text_transforms
@@ -180,7 +181,12 @@ def find(own: Path, encoder: str = "", tokens: list[str] = TOKENS) -> Any:
     encoder = encoder or f"tfidf+file:{own}"
     folder = own.parent
     return find_text_table(
-        "toy", folder / "toy.item", tokens, text_encoder=encoder, text_fields=["title"], folder=folder / "vectors"
+        "toy",
+        ItemFile(folder / "toy.item"),
+        tokens,
+        text_encoder=encoder,
+        text_fields=["title"],
+        folder=folder / "vectors",
     )
 
 

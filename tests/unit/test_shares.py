@@ -26,7 +26,7 @@ from recbole_pad.dataset_prep import encode_text, shares
 from recbole_pad.dataset_prep.encode_text import encode_items
 from recbole_pad.dataset_prep.encoders.base import fill_zero_rows
 from recbole_pad.dataset_prep.errors import InputError
-from recbole_pad.dataset_prep.item_texts import read_item_texts
+from recbole_pad.dataset_prep.item_texts import ItemFile, read_item_texts
 from recbole_pad.dataset_prep.shares import Shards, encode_shared, threads_of_each
 from recbole_pad.dataset_prep.text_encoders import TEXT_ENCODERS, SentenceEncoder, TfidfEncoder, text_encoder
 from tests.unit.test_encode_text import item_file, tiny_model  # noqa: F401 - a fixture
@@ -195,7 +195,7 @@ def test_the_file_holds_what_the_shards_hold_and_the_shards_are_gone(
 ):
     monkeypatch.setattr(encode_text, "BATCHES_PER_SHARD", 1)
     npy = encode_items(
-        toy(tmp_path, [*TEXTS, "."]), tmp_path / "v", "toy", text_encoder="of_length", batch_size=3,
+        ItemFile(toy(tmp_path, [*TEXTS, "."])), tmp_path / "v", "toy", text_encoder="of_length", batch_size=3,
         show_progress=False, stored_as=stored_as,
     )  # fmt: skip
     vectors = np.load(npy)
@@ -230,23 +230,27 @@ def test_finished_files_of_the_same_texts_and_settings_are_not_made_again(
     change: Callable[[Path, OfLength], Any], n_encoded: int, tmp_path: Path, of_length: OfLength
 ):
     items, words = toy(tmp_path), {"text_encoder": "of_length", "show_progress": False}
-    npy = encode_items(items, tmp_path / "v", "toy", **words)
+    npy = encode_items(ItemFile(items), tmp_path / "v", "toy", **words)
     before = npy.with_suffix(".json").read_bytes()
     of_length.seen.clear()
     change(npy, of_length)
-    assert encode_items(items, tmp_path / "v", "toy", **words) == npy
+    assert encode_items(ItemFile(items), tmp_path / "v", "toy", **words) == npy
     assert len(of_length.seen) == n_encoded
-    assert np.load(npy).tolist() == expected(read_item_texts(items, ["title"]).values())
+    assert np.load(npy).tolist() == expected(read_item_texts(ItemFile(items), ["title"]).values())
     if not n_encoded:
         assert npy.with_suffix(".json").read_bytes() == before
-        encode_items(items, tmp_path / "v", "toy", stored_as="float16", **words)
+        encode_items(ItemFile(items), tmp_path / "v", "toy", stored_as="float16", **words)
         assert np.load(npy).dtype == np.float16
 
 
 def test_texts_that_are_cut_are_counted(tmp_path: Path, of_length: OfLength, caplog: pytest.LogCaptureFixture):
     with caplog.at_level(logging.WARNING):
         npy = encode_items(
-            toy(tmp_path, [*TEXTS, TEXTS[4]]), tmp_path / "v", "toy", text_encoder="of_length", show_progress=False
+            ItemFile(toy(tmp_path, [*TEXTS, TEXTS[4]])),
+            tmp_path / "v",
+            "toy",
+            text_encoder="of_length",
+            show_progress=False,
         )
     assert "reads the beginnings of 2 of 9 texts only" in caplog.text
     assert json.loads(npy.with_suffix(".json").read_text())["n_cut"] == 2
@@ -254,16 +258,21 @@ def test_texts_that_are_cut_are_counted(tmp_path: Path, of_length: OfLength, cap
 
 def test_an_unknown_storage_and_a_number_of_processes_below_one_are_refused(tmp_path: Path):
     with pytest.raises(InputError, match=r"stored_as: 'int8' must be one of float32, float16"):
-        encode_items(toy(tmp_path), tmp_path, "toy", text_encoder="tfidf", stored_as="int8")
+        encode_items(ItemFile(toy(tmp_path)), tmp_path, "toy", text_encoder="tfidf", stored_as="int8")
     with pytest.raises(InputError, match="nproc must be at least 1, not 0"):
-        encode_items(toy(tmp_path), tmp_path, "toy", text_encoder="tfidf", nproc=0)
+        encode_items(ItemFile(toy(tmp_path)), tmp_path, "toy", text_encoder="tfidf", nproc=0)
 
 
 def test_values_beyond_float16_are_refused(tmp_path: Path, of_length: OfLength, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(of_length, "encode_each", lambda texts, size: np.full((len(texts), 2), 1e5, dtype=np.float32))
     with pytest.raises(InputError, match="NaN or infinite"):
         encode_items(
-            toy(tmp_path), tmp_path / "v", "toy", text_encoder="of_length", show_progress=False, stored_as="float16"
+            ItemFile(toy(tmp_path)),
+            tmp_path / "v",
+            "toy",
+            text_encoder="of_length",
+            show_progress=False,
+            stored_as="float16",
         )
 
 
@@ -274,7 +283,7 @@ def test_an_encoder_that_learns_from_all_texts_is_run_by_the_first_process_only(
     original = TfidfEncoder.encode
     monkeypatch.setattr(TfidfEncoder, "encode", lambda self, *args: calls.append(1) or original(self, *args))
     for rank in (2, 1, 0):
-        npy = encode_items(toy(tmp_path), tmp_path / "v", "toy", text_encoder="tfidf", team=Team(rank, 3))
+        npy = encode_items(ItemFile(toy(tmp_path)), tmp_path / "v", "toy", text_encoder="tfidf", team=Team(rank, 3))
     assert calls == [1]
     assert np.array_equal(np.load(npy), original(TfidfEncoder(), TEXTS))
 
@@ -283,6 +292,7 @@ KILLED = """
 import sys, time
 from pathlib import Path
 from recbole_pad.dataset_prep import encode_text
+from recbole_pad.dataset_prep.item_texts import ItemFile
 from recbole_pad.dataset_prep.text_encoders import TEXT_ENCODERS
 from tests.unit.test_shares import OfLength
 
@@ -307,7 +317,7 @@ if where == "joining":
     encode_text.Shards.fill = half
 TEXT_ENCODERS["of_length"] = Slow
 encode_text.BATCHES_PER_SHARD = 1
-encode_text.encode_items(Path(items), Path(folder), "toy", text_encoder="of_length", batch_size=2)
+encode_text.encode_items(ItemFile(Path(items)), Path(folder), "toy", text_encoder="of_length", batch_size=2)
 """
 
 
@@ -334,7 +344,7 @@ def test_a_run_that_is_killed_leaves_no_half_file_and_goes_on(
     process.stdout.close()
     left = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix != ".lock")
     assert [path.suffix for path in left] == ([".tmp"] if where == "joining" else [])
-    npy = encode_items(items, folder, "toy", text_encoder="of_length", batch_size=2, show_progress=False)
+    npy = encode_items(ItemFile(items), folder, "toy", text_encoder="of_length", batch_size=2, show_progress=False)
     assert np.load(npy).tolist() == expected(TEXTS)
     assert len(of_length.seen) == 7 - n_done, "what the killed run had finished was encoded again"
     assert sorted(path.suffix for path in folder.iterdir()) == [".json", ".npy", *(path.suffix for path in left)]
@@ -359,7 +369,7 @@ def test_runs_that_miss_the_same_vectors_wait_for_each_other(
         assert other.stdout is not None
         assert other.stdout.readline() == "half\n"
         threading.Timer(0.5, other.stdin.close).start()
-        npy = encode_items(items, folder, "toy", text_encoder="of_length", batch_size=2, show_progress=False)
+        npy = encode_items(ItemFile(items), folder, "toy", text_encoder="of_length", batch_size=2, show_progress=False)
         other.wait()
     assert other.returncode == 0
     assert "is being made by another process: waiting for it" in caplog.text
@@ -394,7 +404,13 @@ def test_processes_that_are_started_make_the_same_file_within_rounding(
     items = toy(tmp_path)
     files = [
         encode_items(
-            items, tmp_path / str(n), "toy", text_encoder=str(tiny_model), batch_size=2, show_progress=False, nproc=n
+            ItemFile(items),
+            tmp_path / str(n),
+            "toy",
+            text_encoder=str(tiny_model),
+            batch_size=2,
+            show_progress=False,
+            nproc=n,
         )
         for n in (1, 2)
     ]

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from recbole_pad.__main__ import main
 from recbole_pad.data.text_table import find_text_table, open_text_table
 from recbole_pad.dataset_prep.encode_text import encode_items
-from recbole_pad.dataset_prep.item_texts import read_item_texts, text_digest
+from recbole_pad.dataset_prep.item_texts import ItemFile, read_item_texts, text_digest
 from recbole_pad.errors import InputError
 
 TITLES = {"i0": "red apple", "i1": "green apple", "i2": "car engine", "i3": "engine oil", "i4": "red paint"}
@@ -34,7 +34,7 @@ def write_items(folder, titles=TITLES):
 
 def find(folder, tokens=TOKENS, /, **settings):
     settings = {"text_encoder": "tfidf", "text_fields": ["title"], "folder": folder / "vectors", **settings}
-    return find_text_table("toy", folder / "toy.item", tokens, **settings)
+    return find_text_table("toy", ItemFile(folder / "toy.item"), tokens, **settings)
 
 
 def own_vectors(folder, items=("a", "b", "c"), width=2, dtype=np.float32, **manifest):
@@ -48,7 +48,7 @@ def own_vectors(folder, items=("a", "b", "c"), width=2, dtype=np.float32, **mani
 def find_own(npy, tokens=("[PAD]", "c", "a", "b")):
     return find_text_table(
         "toy",
-        npy.parent / "none.item",
+        ItemFile(npy.parent / "none.item"),
         tokens,
         text_encoder=f"file:{npy}",
         text_fields=["title"],
@@ -60,7 +60,9 @@ def find_own(npy, tokens=("[PAD]", "c", "a", "b")):
 def made(tmp_path):
     """Folder with an `.item` file and tf-idf vectors of it."""
     write_items(tmp_path)
-    npy = encode_items(tmp_path / "toy.item", tmp_path / "vectors", "toy", text_encoder="tfidf", show_progress=False)
+    npy = encode_items(
+        ItemFile(tmp_path / "toy.item"), tmp_path / "vectors", "toy", text_encoder="tfidf", show_progress=False
+    )
     return tmp_path, npy
 
 
@@ -198,17 +200,16 @@ def test_the_rebuild_command_names_what_is_not_the_default(tmp_path):
     root = tmp_path / "my data"
     (root / "toy").mkdir(parents=True)
     path = root / "toy" / "toy.item"
-    path.write_text("asin:token\tbrand:token\ttitle:token_seq\na\tAcme\tred apple\nb\tAcme\tcar\n")
+    path.write_text("asin:token,brand:token,title:token_seq\na,Acme,red apple\nb,Acme,car\n")
 
     def find_again():
         return find_text_table(
             "toy",
-            path,
+            ItemFile(path, "asin", ","),
             ["[PAD]", "a", "b"],
             text_encoder="tfidf",
             text_fields=["title", "brand"],
             folder=root / "vectors",
-            item_field="asin",
         )
 
     find_again()
@@ -220,6 +221,7 @@ def test_the_rebuild_command_names_what_is_not_the_default(tmp_path):
         f"--data_path={root}",
         f"--text_vectors_dir={root / 'vectors'}",
         "--item_field=asin",
+        "--field_separator=,",
     ]
 
 
@@ -270,7 +272,7 @@ def test_files_with_other_ids_are_refused(made):
 
 def test_an_item_without_a_vector_is_refused(made):
     _, npy = made
-    digest = text_digest(read_item_texts(npy.parent.parent / "toy.item", ["title"]))
+    digest = text_digest(read_item_texts(ItemFile(npy.parent.parent / "toy.item"), ["title"]))
     message = message_of(open_text_table, npy, [*TOKENS, "i7"], expected_digest=digest, rebuild=REBUILD)
     assert "1 of 6 items ('i7') have no vector" in message
     assert_ends_with_command(message)

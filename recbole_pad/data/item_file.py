@@ -1,4 +1,4 @@
-"""The texts of a few items, for reports that people read."""
+"""The `.item` file of a dataset: which columns make the texts, and the texts of a few items for people to read."""
 
 from __future__ import annotations
 
@@ -8,8 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from recbole_pad.config import columns_or_template, properties
-from recbole_pad.dataset_prep.item_texts import read_item_texts, text_columns
+from recbole_pad.dataset_prep.item_texts import ItemFile, read_item_texts, text_columns
 from recbole_pad.errors import InputError
+
+
+def item_file_of(dataset: Any) -> ItemFile:
+    """Where RecBole's dataset has its items, and how RecBole reads them."""
+    path = Path(dataset.dataset_path) / f"{dataset.dataset_name}.item"
+    return ItemFile(path, dataset.iid_field, dataset.config["field_separator"])
 
 
 def columns_of_texts(dataset: Any) -> list[str]:
@@ -22,12 +28,7 @@ def columns_of_texts(dataset: Any) -> list[str]:
         InputError: as of `text_columns`.
     """
     fields = dataset.config["text_fields"] or properties("model", "PAD.yaml")["text_fields"]
-    asked = columns_or_template(fields, dataset.config["text_template"])
-    return text_columns(_item_file(dataset), asked, dataset.iid_field)
-
-
-def _item_file(dataset: Any) -> Path:
-    return Path(dataset.dataset_path) / f"{dataset.dataset_name}.item"
+    return text_columns(item_file_of(dataset), columns_or_template(fields, dataset.config["text_template"]))
 
 
 def titles(dataset: Any, tokens: Collection[str]) -> dict[str, str]:
@@ -40,11 +41,11 @@ def titles(dataset: Any, tokens: Collection[str]) -> dict[str, str]:
     Returns:
         Token -> text, empty where the `.item` file, one of the columns or the item's line is missing.
     """
-    file = _item_file(dataset)
+    file = item_file_of(dataset)
     found: dict[str, str] = {}
-    if file.is_file():
+    if file.path.is_file():
         try:
-            found = read_item_texts(file, columns_of_texts(dataset), dataset.iid_field, tokens=tokens)
+            found = read_item_texts(file, columns_of_texts(dataset), tokens)
         except InputError as error:
             getLogger().info(f"no titles: {error}")
     return {token: found.get(token, "") for token in tokens}
