@@ -107,11 +107,12 @@ def _add_encode(parser: argparse.ArgumentParser) -> None:
 
 
 def _encode(known: argparse.Namespace, settings: list[str]) -> int:
-    from recbole_pad.config import columns_or_template, properties
+    from recbole_pad.config import columns_or_template
     from recbole_pad.dataset_prep.encode_text import encode_items
     from recbole_pad.dataset_prep.item_texts import ItemFile
     from recbole_pad.dataset_prep.text_encoders import encoder_parts
     from recbole_pad.process_group import torchrun_processes
+    from recbole_pad.property_files import properties
 
     _refuse(settings, "encode")
     defaults: dict[str, Any] = {

@@ -1,25 +1,19 @@
-"""Settings files laid over RecBole's config, unknown keys, typed and checked values, phase overrides."""
+"""The settings of a run, typed and checked: PAD's, and what RecBole does not check of its own."""
 
 from __future__ import annotations
 
 import copy
-import logging
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from importlib import resources
 from numbers import Integral, Real
-from pathlib import Path
 from typing import Any
 
-import yaml
 from recbole.evaluator.register import metric_types
-from recbole.utils import EvaluatorType, ModelType
+from recbole.utils import EvaluatorType
 
-from recbole_pad.backbone_classes import backbone_spec, own_settings_files, settings_file
+from recbole_pad.backbone_classes import backbone_spec
 from recbole_pad.budget import AUTO
 from recbole_pad.errors import InputError
-from recbole_pad.keys import DATA_KEYS, PHASE_KEYS
 from recbole_pad.nn.adapter import ACTIVATIONS, FUSIONS
 from recbole_pad.nn.gate import EQUAL, GATE_NORMS, GATES, RANDOM, USER_GATES
 from recbole_pad.nn.kernels import KERNELS
@@ -27,15 +21,9 @@ from recbole_pad.nn.losses import LOSSES, N_NEGATIVES
 from recbole_pad.nn.mmd import ALIGN_LOSSES
 from recbole_pad.nn.plda import TEXT_METRICS
 from recbole_pad.phases import EXPERTS, PHASES
-from recbole_pad.registry import nearest, pick
+from recbole_pad.registry import pick
 
-SELECTED_FEATURES = "selected_features"  # of RecBole's models that read columns of items
-PROGRAMS = ("run_recbole", "recbole-pad", "__main__.py")
 _LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam")
-_RUN_KEYS = (  # keys that RecBole or its commands read but give no default
-    "model dataset config_files nproc world_size ip port group_offset offset local_rank wandb_project single_spec "
-    "additional_feat_suffix numerical_features discretization url benchmark_filename protocol resume embedding_size"
-).split()
 
 
 @dataclass(frozen=True)
@@ -324,206 +312,3 @@ def phase_view(config: Any, phase: str) -> Any:
         if key.startswith(prefix):
             view.final_config_dict[key[len(prefix) :]] = value
     return view
-
-
-def properties(*parts: str) -> dict[str, Any]:
-    """The content of one of our property files, or an empty dict if there is none of that name."""
-    file = property_file(*parts)
-    return yaml.safe_load(file.read_text(encoding="utf-8")) or {} if file.is_file() else {}
-
-
-def read_yaml(path: Path, missing: str) -> Any:
-    """The content of a user's YAML file.
-
-    Raises:
-        InputError: with the text `missing` where there is no such file, or for a file that is not YAML.
-    """
-    if not path.is_file():
-        raise InputError(missing)
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
-
-
-def property_file(*parts: str) -> Path:
-    """Where our property file of this name is, if there is one."""
-    return Path(str(resources.files("recbole_pad.properties"))).joinpath(*parts)
-
-
-def property_names(folder: str) -> list[str]:
-    """Names (without suffix) of our property files in a folder."""
-    return sorted(
-        entry.name.removesuffix(".yaml") for entry in property_file(folder).iterdir() if entry.name.endswith(".yaml")
-    )
-
-
-def model_settings(model: str) -> dict[str, Any]:
-    """The settings of one of our models, or an empty dict: its file, over the files of `base/` that it names."""
-    own = properties("model", f"{model}.yaml")
-    settings: dict[str, Any] = {}
-    for base in own.pop("bases", []):
-        settings.update(properties("base", f"{base}.yaml"))
-    return {**settings, **own}
-
-
-def shipped_settings(model: str, dataset: str) -> dict[str, Any]:
-    """All that our property files say of a model on a dataset, under the protocol `pad`; see `add_plugin_settings`.
-
-    Of PAD's file, which stands below those of our other models, those keys that the model reads.
-    """
-    ours, unread = model_settings(model), unread_keys(model)
-    of_pad = properties("model", "PAD.yaml") if ours else {}
-    of_data = {key: value for key, value in of_pad.items() if key not in unread}
-    of_dataset = properties("dataset", f"{dataset}.yaml")
-    if SELECTED_FEATURES not in recbole_keys(model):
-        of_dataset.pop(SELECTED_FEATURES, None)
-    return {**properties("protocol", "pad.yaml"), **of_data, **ours, **of_dataset}
-
-
-def recbole_keys(model: str) -> set[str]:
-    """The keys that RecBole's property file of a model names; of an own class that of the model it inherits from."""
-    file = settings_file(model)
-    return set(yaml.safe_load(file.read_text(encoding="utf-8")) or {}) if file else set()
-
-
-def unread_keys(model: str) -> set[str]:
-    """PAD's keys that a model does not read, so that they are refused; empty unless the model's file names its `bases`.
-
-    Keys of the data are no such keys: the dataset and its loaders read them.
-    """
-    if "bases" not in properties("model", f"{model}.yaml"):
-        return set()
-    of_phases = {f"{phase}.{key}" for phase in _WORDS["phases"] for key in PHASE_KEYS}
-    return (of_phases | set(properties("model", "PAD.yaml"))) - set(model_settings(model)) - set(DATA_KEYS)
-
-
-def add_plugin_settings(config: Any, model: str, model_class: Any, dataset: str) -> None:
-    """Lay our property files over RecBole's defaults, then refuse keys that nobody reads.
-
-    Order, later wins: RecBole's files, that of the backbone, `protocol/<protocol>.yaml`, `model/PAD.yaml`, the bases of
-    the model, `model/<model>.yaml`, the files of an own backbone, `dataset/<dataset>.yaml`; the user's files, dict and
-    command line win over all of them. PAD's keys stand below those of our other models, which share its dataset. For a
-    model that is not ours nothing changes unless the key `protocol` is set.
-
-    Raises:
-        InputError: for an unknown backbone, protocol or key.
-    """
-    internal, external = config.internal_config_dict, config.external_config_dict
-    ours = model_settings(model)
-    protocol = external.get("protocol", "pad" if ours else None)
-    if protocol is None and _ranks_all_items(internal):
-        logging.getLogger().warning(
-            "%s runs under RecBole's own protocol (history not masked, best epoch by %s), PAD under another one: to "
-            "compare them, set protocol: pad for both",
-            model,
-            external.get("valid_metric", internal["valid_metric"]),
-        )
-    own: dict[str, Any] = {}
-    if "backbone" in ours:
-        backbone = external.get("backbone", ours["backbone"])
-        backbone_spec(backbone)
-        if (file := settings_file(backbone)) is not None:
-            config._update_internal_config_dict(str(file))
-        own = own_backbone_settings(backbone)
-    if protocol and _ranks_all_items(internal):
-        pick(dict.fromkeys(property_names("protocol")), protocol, "protocol")
-        internal.update(properties("protocol", f"{protocol}.yaml"))
-    if ours:
-        internal.update(properties("model", "PAD.yaml"))
-        internal.update(ours)
-    internal.update(own)
-    _let_plain_keys_win(internal, external)
-    if protocol:
-        has_features = SELECTED_FEATURES in internal
-        internal.update(properties("dataset", f"{dataset}.yaml"))
-        _load_named_columns(internal, external)
-        if has_features:
-            _load_selected_features(internal, external)
-        else:
-            internal.pop(SELECTED_FEATURES, None)
-        _no_negatives_for_full_softmax(internal, external)
-    _check_keys(config, model, ours)
-
-
-def own_backbone_settings(backbone: str) -> dict[str, Any]:
-    """The keys of an own backbone's files and their defaults.
-
-    Raises:
-        InputError: for a file that is no mapping.
-    """
-    settings: dict[str, Any] = {}
-    for file in own_settings_files(backbone):
-        content = read_yaml(file, f"{file} does not exist") or {}
-        if not isinstance(content, dict):
-            raise InputError(f"{file}: is {content!r}; write the keys of the backbone and their defaults, key: value")
-        settings.update(content)
-    return settings
-
-
-def _let_plain_keys_win(internal: dict[str, Any], external: Mapping[str, Any]) -> None:
-    """A user who sets `key` means all phases: our own default of `<phase>.key` must not stand in the way."""
-    for name in [name for name in internal if "." in name and name.split(".", 1)[1] in external]:
-        del internal[name]
-
-
-def _ranks_all_items(internal: Mapping[str, Any]) -> bool:
-    eval_args = internal.get("eval_args") or {}
-    return internal["MODEL_TYPE"] == ModelType.SEQUENTIAL and eval_args.get("mode", "full") == "full"
-
-
-def _load_named_columns(internal: dict[str, Any], external: Mapping[str, Any]) -> None:
-    """RecBole's default for an unknown dataset loads users and items only, on which no sequential model can run."""
-    columns = (internal.get("load_col") or {}).get("inter")
-    if internal["MODEL_TYPE"] == ModelType.SEQUENTIAL and columns == ["user_id", "item_id"]:
-        named = [external.get(key, internal[key]) for key in ("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD")]
-        internal["load_col"] = {**internal["load_col"], "inter": named}
-
-
-def _load_selected_features(internal: dict[str, Any], external: dict[str, Any]) -> None:
-    """RecBole's models with item features (SASRecF, FDSA, ...) find the columns loaded on ml-100k only.
-
-    Interactions of items without a line in `.item` stay, as for all other models.
-    """
-    item = external.get("ITEM_ID_FIELD", internal["ITEM_ID_FIELD"])
-    if SELECTED_FEATURES in external:
-        external[SELECTED_FEATURES] = name_list(external[SELECTED_FEATURES])
-    features = external.get(SELECTED_FEATURES, internal[SELECTED_FEATURES])
-    if features and internal.get("load_col") and "item" not in internal["load_col"]:
-        internal["load_col"] = {**internal["load_col"], "item": [item, *features]}
-    internal["filter_inter_by_user_or_item"] = False
-
-
-def _no_negatives_for_full_softmax(internal: dict[str, Any], external: Mapping[str, Any]) -> None:
-    """RecBole's sequential models default to full softmax AND to one sampled negative, and refuse that together."""
-    loss = external.get("loss_type", internal.get("loss_type"))
-    if internal["MODEL_TYPE"] == ModelType.SEQUENTIAL and loss == "CE":
-        internal["train_neg_sample_args"] = None
-
-
-def _check_keys(config: Any, model: str, ours: Mapping[str, Any]) -> None:
-    known = {
-        *config.internal_config_dict,
-        *_RUN_KEYS,
-        *(key for keys in config.parameters.values() for key in keys),
-    }
-    pad_keys = {*properties("model", "PAD.yaml"), *properties("protocol", "pad.yaml")}
-    known |= {f"{phase}.{key}" for phase in _WORDS["phases"] for key in PHASE_KEYS} if ours else pad_keys
-    if "loss" in ours and "loss_type" in config.external_config_dict:
-        raise InputError(
-            f"loss_type: {model}'s loss is set by the key `loss` (ce, bce, sampled_softmax); remove loss_type"
-        )
-    if unread := sorted(unread_keys(model) & set(config.external_config_dict)):
-        raise InputError(
-            f"{', '.join(unread)}: PAD reads that, {model} does not; its keys: properties/model/{model}.yaml"
-        )
-    ours_on_command_line = Path(sys.argv[0]).name in PROGRAMS
-    for key in config.external_config_dict:
-        if key in known:
-            continue
-        near = nearest(key, sorted(known), cutoff=0.75)
-        on_command_line = key in config.cmd_config_dict
-        if (ours and (ours_on_command_line or not on_command_line)) or nearest(key, sorted(pad_keys), cutoff=0.85):
-            described = f"properties/model/{model}.yaml" if ours else "properties/model/PAD.yaml"
-            raise InputError(f"unknown config key {key!r}{near}; keys of {model if ours else 'PAD'}: {described}")
-        logging.getLogger().warning("config key %r is not known to RecBole or PAD%s", key, near)

@@ -11,9 +11,10 @@ import yaml
 from recbole.config import Config
 from recbole.utils import ModelType
 
-from recbole_pad.config import SELECTED_FEATURES, check_run, property_file, read_yaml
+from recbole_pad.config import check_run
 from recbole_pad.dataset_prep.header import read_header, refuse_open_quotes
 from recbole_pad.errors import InputError
+from recbole_pad.property_files import SELECTED_FEATURES, property_file, read_yaml
 from recbole_pad.registration import MODELS
 from recbole_pad.registry import nearest
 

@@ -14,13 +14,13 @@ from recbole.data.interaction import Interaction
 
 from recbole_pad import __version__, checkpoint
 from recbole_pad.checkpoint import RunFolder
-from recbole_pad.config import read_yaml
 from recbole_pad.data.rows import windows
 from recbole_pad.dataset_prep.files import write_whole
 from recbole_pad.errors import InputError
 from recbole_pad.evaluation.ranking import SCORE_MEMORY_MB, Items, top_k
 from recbole_pad.phase_trainers import load_modules
 from recbole_pad.preflight import checked_config
+from recbole_pad.property_files import read_yaml
 from recbole_pad.quick_start import data_and_model
 from recbole_pad.registration import has_phases
 

@@ -156,7 +156,7 @@ def _compare_our_data_keys() -> None:
 
 def _with_our_settings(original: Callable[..., None]) -> Callable[..., None]:
     def load(self: Any, model: str, model_class: type, dataset: str) -> None:
-        from recbole_pad.config import add_plugin_settings
+        from recbole_pad.settings_layers import add_plugin_settings
 
         original(self, model, model_class, dataset)
         add_plugin_settings(self, model, model_class, dataset)

@@ -17,8 +17,8 @@ import torch
 import recbole_pad  # noqa: F401 - registers PAD before any RecBole import of a test
 from recbole_pad.backbone_classes import is_own
 from recbole_pad.backbones import BACKBONES
-from recbole_pad.config import own_backbone_settings, recbole_keys
 from recbole_pad.preflight import settled_config
+from recbole_pad.property_files import own_backbone_settings, recbole_keys
 
 TINY_SETTINGS: dict[str, Any] = {
     "state": "ERROR",

@@ -7,9 +7,10 @@ from logging import getLogger
 from pathlib import Path
 from typing import Any
 
-from recbole_pad.config import columns_or_template, properties
+from recbole_pad.config import columns_or_template
 from recbole_pad.dataset_prep.item_texts import ItemFile, read_item_texts, text_columns
 from recbole_pad.errors import InputError
+from recbole_pad.property_files import properties
 
 
 def item_file_of(dataset: Any) -> ItemFile:

@@ -24,13 +24,13 @@ from numpy.typing import NDArray
 
 import recbole_pad
 from recbole_pad.checkpoint import NUMBERS
-from recbole_pad.config import shipped_settings
 from recbole_pad.dataset_prep.files import write_text
 from recbole_pad.errors import InputError
 from recbole_pad.evaluation.collector import Ranks
 from recbole_pad.evaluation.rank_files import RANKS_FILE, read_frequency, read_ranks
 from recbole_pad.input_files import input_digests
 from recbole_pad.keys import PLACES
+from recbole_pad.property_files import shipped_settings
 from recbole_pad.registration import has_phases
 
 _POLL_SECONDS = 2.0

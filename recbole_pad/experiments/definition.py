@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from recbole_pad.config import properties, property_names, read_yaml
 from recbole_pad.errors import InputError
 from recbole_pad.phases import PHASES
+from recbole_pad.property_files import properties, property_names, read_yaml
 from recbole_pad.registry import nearest, pick
 
 FOLDER = "study"

@@ -10,11 +10,11 @@ from typing import Any
 import yaml
 from recbole.utils import argument_list
 
-from recbole_pad.config import properties, property_names, read_yaml, unread_keys
 from recbole_pad.errors import InputError
 from recbole_pad.experiments.cells import Cell
 from recbole_pad.keys import PROCESS_KEYS
 from recbole_pad.preflight import check_model
+from recbole_pad.property_files import properties, property_names, read_yaml, unread_keys
 from recbole_pad.registration import MODELS
 from recbole_pad.registry import pick
 

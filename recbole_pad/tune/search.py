@@ -18,12 +18,13 @@ from recbole.utils import init_logger
 
 from recbole_pad.backbone_classes import is_own
 from recbole_pad.backbones import BACKBONES
-from recbole_pad.config import PADConfig, own_backbone_settings, phase_view, recbole_keys, unread_keys
+from recbole_pad.config import PADConfig, phase_view
 from recbole_pad.errors import InputError
 from recbole_pad.input_files import input_digests
 from recbole_pad.keys import FIRST_READ_IN, PHASE_KEYS, WITHOUT_EFFECT
 from recbole_pad.phases import PHASES
 from recbole_pad.preflight import checked_config, settled_config
+from recbole_pad.property_files import own_backbone_settings, recbole_keys, unread_keys
 from recbole_pad.registration import has_our_backbone, has_phases
 from recbole_pad.registry import pick
 from recbole_pad.result import yaml_value

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 
 import yaml
 
-from recbole_pad.config import property_file, property_names
 from recbole_pad.errors import InputError
+from recbole_pad.property_files import property_file, property_names
 from recbole_pad.registry import nearest
 
 _SCORING = "trials would be scored in different ways"

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from recbole_pad.config import properties
 from recbole_pad.errors import InputError
 from recbole_pad.preflight import settled_config
+from recbole_pad.property_files import properties
 from recbole_pad.quick_start import run_recbole
 
 FILE = Path(str(resources.files("recbole_pad.properties").joinpath("experiment", "pad_published.yaml")))

@@ -20,7 +20,6 @@ from recbole.data import create_dataset, data_preparation
 from recbole.utils import get_model
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
-from recbole_pad import config as config_module
 from recbole_pad.baselines import models
 from recbole_pad.baselines.counts import popularity_ties, transition_probabilities
 from recbole_pad.baselines.trainer import TrainingFreeTrainer
@@ -28,6 +27,7 @@ from recbole_pad.data.dataset import PADDataset
 from recbole_pad.data.histories import Histories, decayed_history
 from recbole_pad.errors import InputError
 from recbole_pad.preflight import model_names, settled_config
+from recbole_pad.property_files import property_file
 from recbole_pad.registration import MODELS
 from tests.reference import baselines_loops as loops
 
@@ -35,7 +35,7 @@ NAMES = ["Popularity", "MarkovChain", "SLIT", "TextKNN", "MarkovTextKNN"]
 DECAYS = {"SLIT": 0.6}  # others 0.7
 ROUNDING = {"SLIT": 3e-7}  # float32, but for ties, which are up to 1e-6; others float64
 WITH_TEXT = ["TextKNN", "MarkovTextKNN"]
-PROPERTIES = Path(str(config_module.resources.files("recbole_pad.properties").joinpath("model")))
+PROPERTIES = property_file("model")
 NEWEST = 4  # shorter than many histories of `tiny`
 
 Make = Callable[..., Any]

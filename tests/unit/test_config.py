@@ -21,16 +21,17 @@ import recbole_pad
 from recbole_pad import config as config_module
 from recbole_pad.backbones import BACKBONES
 from recbole_pad.compat import _NUMPY_ALIASES
-from recbole_pad.config import PADConfig, phase_view, shipped_settings
+from recbole_pad.config import PADConfig, phase_view
 from recbole_pad.errors import InputError
 from recbole_pad.keys import FIRST_READ_IN, PHASE_KEYS
 from recbole_pad.phases import PHASES
 from recbole_pad.preflight import check_dataset
+from recbole_pad.property_files import property_file, shipped_settings
 
 VALUES = {"split": {"RS": [8, 1, 1]}, "mode": "labeled"}
 
 ROOT = Path(recbole_pad.__file__).parent
-PROPERTIES = Path(config_module.resources.files("recbole_pad.properties").joinpath("model", "PAD.yaml"))
+PROPERTIES = property_file("model", "PAD.yaml")
 PROTOCOLS = PROPERTIES.parent.parent / "protocol"
 RECBOLE = Path(recbole.__file__).parent
 

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from recbole_pad.__main__ import main
-from recbole_pad.config import PADConfig, properties
+from recbole_pad.config import PADConfig
 from recbole_pad.data.frequency import FREQUENCY_GROUPS
 from recbole_pad.errors import InputError
 from recbole_pad.evaluation.collector import Ranks
@@ -34,6 +34,7 @@ from recbole_pad.experiments.paired_tests import against_best_other, against_ref
 from recbole_pad.experiments.tables import COLUMNS, csv_text, groups_table, latex_table, markdown_table
 from recbole_pad.experiments.variants import parse_settings, parse_variants, shared_settings
 from recbole_pad.preflight import settled_config
+from recbole_pad.property_files import properties
 from recbole_pad.registration import MODELS
 
 N_USERS = 60

@@ -55,24 +55,18 @@ def test_titles_are_the_texts_that_the_encoder_reads(prepared: Callable[..., Any
     assert found["i01"] == "red round box. round"
 
 
-@pytest.mark.parametrize("model", ["PAD", "TextKNN"])
-def test_texts_are_split_like_the_interactions(
-    model: str, prepared: Callable[..., Any], data_path: Path, tmp_path: Path
-):
+def test_texts_are_split_like_the_interactions(prepared: Callable[..., Any], data_path: Path, tmp_path: Path):
     """RecBole's `field_separator` is of both files."""
     folder = tmp_path / "commas" / "tiny"
     folder.mkdir(parents=True)
     for name in ("tiny.inter", "tiny.item"):
         (folder / name).write_text((data_path / "tiny" / name).read_text().replace("\t", ","))
-    tabs, commas = (
-        prepared(model, text_encoder="tfidf", text_vectors_dir=str(tmp_path / kind), **changes)
-        for kind, changes in (("t", {}), ("c", {"data_path": str(folder.parent), "field_separator": ","}))
-    )
+    changes = {"text_transform": "none", "text_vectors_dir": "of_commas", "data_path": str(folder.parent)}
+    tabs = prepared(text_transform="none")
+    commas = prepared(field_separator=",", **changes)
     assert titles(commas[1], {"i01"}) == {"i01": "red round box"}
-    if model == "PAD":
-        assert torch.equal(commas[2].dataset.text_table.read(), tabs[2].dataset.text_table.read())
-    else:
-        assert item_texts(commas[0], commas[2].dataset).fingerprint == item_texts(tabs[0], tabs[2].dataset).fingerprint
+    assert torch.equal(commas[1].text_table.read(), tabs[1].text_table.read())
+    assert item_texts(commas[0], commas[1]).fingerprint == item_texts(tabs[0], tabs[1]).fingerprint
 
 
 def test_a_stock_models_titles_are_in_the_column_title(prepared: Callable[..., Any]):

@@ -17,8 +17,6 @@ from hypothesis import strategies as st
 from recbole.utils import get_model, get_trainer
 from torch import Tensor
 
-from recbole_pad import config as config_module
-from recbole_pad.config import model_settings, properties, unread_keys
 from recbole_pad.data.dataset import PADDataset
 from recbole_pad.data.loader import LengthBucketDataLoader
 from recbole_pad.errors import InputError
@@ -26,6 +24,7 @@ from recbole_pad.experiments.variants import Variant
 from recbole_pad.keys import DATA_KEYS
 from recbole_pad.nn.text_transforms import transform_text
 from recbole_pad.preflight import model_names, settled_config
+from recbole_pad.property_files import model_settings, properties, property_file, unread_keys
 from recbole_pad.registration import MODELS
 from recbole_pad.rivals.llmesr import CrossAttention, DualEncoder
 from recbole_pad.rivals.tower import Tower
@@ -38,7 +37,7 @@ from tests.reference import mmd_loops, rivals_loops, text_transforms_svd
 NAMES = [name for name, model in MODELS.items() if model.trainer.endswith("RivalTrainer")]
 WITH_IDS = ["IDRec", "IDTextSum", "IDTextConcat", "InfoNCEAligned", "LLMInit", "UniSRec", "LLMESR"]
 BACKBONES = ["SASRec", "GRU4Rec", "BERT4Rec", "Caser", "CORE"]  # packed, causal, masked, of fixed length, scaled
-PROPERTIES = Path(str(config_module.resources.files("recbole_pad.properties")))
+PROPERTIES = property_file()
 TINY = {
     "state": "ERROR", "show_progress": False, "MAX_ITEM_LIST_LENGTH": 8, "epochs": 2, "train_batch_size": 16,
     "eval_batch_size": 64, "text_encoder": "tfidf", "seed": 7,

@@ -11,9 +11,9 @@ import torch
 from recbole.data.interaction import Interaction
 from torch import Tensor
 
-from recbole_pad.config import properties
 from recbole_pad.model.pad import PAD
 from recbole_pad.phase_trainers import PHASE_TRAINERS
+from recbole_pad.property_files import properties
 from tests.reference.steps_loops import Reference
 
 N_STEPS = 3

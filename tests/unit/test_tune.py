@@ -19,10 +19,10 @@ from optuna.samplers import RandomSampler, TPESampler
 from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
 
-from recbole_pad.config import property_names
 from recbole_pad.errors import InputError
 from recbole_pad.phases import PHASES
 from recbole_pad.preflight import settled_config
+from recbole_pad.property_files import property_names
 from recbole_pad.tune import engine, outcome, tune, workers
 from recbole_pad.tune.engine import PRUNERS, SAMPLERS, SeededByTrial, open_storage
 from recbole_pad.tune.phase_pruner import PhasePruner, epoch_of, step_of
