@@ -3,7 +3,7 @@
     RECBOLE_PAD_DATA=DIR python benchmarks/phase_epochs.py [--text_vectors_dir DIR] [--no_defaults] [--profile]
 
 The row of each phase: d 128, 5 blocks, 2 heads, N 20, 128 users a step, one negative, text width 384, and the
-published choices (`properties/experiment/pad_published.yaml`). Whole epochs of the phase trainer's own loop: loader,
+published choices (`properties/settings/pad_published.yaml`). Whole epochs of the phase trainer's own loop: loader,
 forward, backward, optimizer; no validation, no checkpoints. The last phase trains all its experts, as published. Our
 own choices (linear adapter, five experts of which the last phase trains one, similar lengths in a batch) at the same
 sizes stand in the details. Text vectors are random (time does not depend on their values) unless a folder of encoded
@@ -39,7 +39,7 @@ TARGETS = {"pretrain": 10.0, "align": 20.0, "finetune": 30.0}
 REPEATS = {"pretrain": 5, "align": 3, "finetune": 3}
 TRAINED = {"pretrain": set(), "align": {"rec"}, "finetune": {"rec", "align"}}
 TEXT_WIDTH = 384
-CHOICES = Path(__file__).resolve().parents[1] / "properties" / "experiment" / "pad_published.yaml"
+CHOICES = Path(__file__).resolve().parents[1] / "properties" / "settings" / "pad_published.yaml"
 SIZES = {"hidden_size": 128, "inner_size": 512, "n_layers": 5, "n_heads": 2, "MAX_ITEM_LIST_LENGTH": 20}
 SIZES |= {"train_batch_size": 128, "loss": "bce", "n_negatives": 1}
 

@@ -14,7 +14,7 @@ from recbole.utils import ModelType
 from recbole_pad.config import check_run
 from recbole_pad.dataset_prep.header import read_header, refuse_open_quotes
 from recbole_pad.errors import InputError
-from recbole_pad.property_files import SELECTED_FEATURES, property_file, read_yaml
+from recbole_pad.property_files import SELECTED_FEATURES, property_file, property_names, read_yaml
 from recbole_pad.registration import MODELS
 from recbole_pad.registry import nearest
 
@@ -26,7 +26,7 @@ def settled_config(
 ) -> Config:
     """RecBole's config of a run, under the protocol `pad` unless another one is asked for, its values checked.
 
-    Of `config_file_list`, ``pad_published`` and ``pad_training_free`` are files that come with the package.
+    A word of `config_file_list` that is no file names one of ours, in properties/settings.
 
     Raises:
         InputError: for an unknown key, a value that cannot be, or settings that do not go together.
@@ -47,7 +47,7 @@ def settled_config(
 
 def _shipped(file: str) -> str:
     """The file of settings that comes with the package under this name, or any other file as it is."""
-    found = property_file("experiment", f"{file}.yaml")
+    found = property_file("settings", f"{file}.yaml")
     return str(found) if found.is_file() and not Path(file).is_file() else file
 
 
@@ -55,7 +55,8 @@ def _protocol_of_files(files: list[str]) -> dict[str, Any]:
     """RecBole lets a dict win over files; our default of `protocol` must not."""
     found: dict[str, Any] = {}
     for file in files:
-        content = read_yaml(Path(file), f"config_files: {file} does not exist") or {}
+        shipped = ", ".join(property_names("settings"))
+        content = read_yaml(Path(file), f"config_files: {file} does not exist; {shipped} come with the package") or {}
         if not isinstance(content, dict):
             raise InputError(f"config_files: {file} holds no `key: value`, but {content!r}")
         if "protocol" in content:

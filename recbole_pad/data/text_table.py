@@ -43,6 +43,7 @@ __all__ = ["JointTextTable", "TextTable", "find_text_table", "open_text_table"]
 log = logging.getLogger(__name__)
 
 OWN_FILE = "file:"
+_MANY_UNUSED = 2  # times the items of the dataset: so many lines of the `.item` file are worth a word
 DTYPES = ("float16", "float32", "float64")
 OWN_MANIFEST = (
     "beside {npy} there must be {json} that names the item of each row; two lines of Python write it:\n"
@@ -353,6 +354,14 @@ def _encoded_table(
         with encoding_alone(npy) if processes.is_first else nullcontext():
             if are_absent():  # still, after another run of this machine has had its turn
                 log.info("no text vectors in %s: encoding %d items with %s", npy, len(source.texts), text_encoder)
+                if len(source.texts) > _MANY_UNUSED * len(tokens):
+                    log.warning(
+                        "%s: all %d items are encoded, %d of them are in the dataset; without the other lines it takes "
+                        "less time",
+                        source.item_file,
+                        len(source.texts),
+                        len(tokens) - 1,
+                    )
                 encode_items(
                     source.item_file,
                     source.folder,

@@ -162,9 +162,9 @@ def _variant(where: str, label: str, content: Any) -> StudyVariant:
 
 
 def _included(where: str, name: str) -> dict[str, Any]:
-    included = properties("experiment", f"{name}.yaml")
+    included = properties("settings", f"{name}.yaml")
     if not included:
-        raise InputError(f"{where}: include: properties/experiment/{name}.yaml does not exist")
+        raise InputError(f"{where}: include: properties/settings/{name}.yaml does not exist")
     return included
 
 

@@ -13,7 +13,7 @@ from recbole_pad.preflight import settled_config
 from recbole_pad.property_files import properties
 from recbole_pad.quick_start import run_recbole
 
-FILE = Path(str(resources.files("recbole_pad.properties").joinpath("experiment", "pad_published.yaml")))
+FILE = Path(str(resources.files("recbole_pad.properties").joinpath("settings", "pad_published.yaml")))
 
 
 @pytest.mark.slow

@@ -658,7 +658,7 @@ def test_an_experiment_without_matplotlib_is_refused_before_anything_runs(
         ({}, "needs a mapping"),
         (small(titel="x"), "'titel' is not understood \\(did you mean 'title'\\?\\)"),
         (small(reference="D"), "reference: 'D' is no variant"),
-        ({"variants": {"A": {"include": "nothing"}}}, "A: include: properties/experiment/nothing.yaml does not exist"),
+        ({"variants": {"A": {"include": "nothing"}}}, "A: include: properties/settings/nothing.yaml does not exist"),
         ({"variants": {"A": {"start": "B"}}}, "A: start: 'B' is no variant"),
         ({"variants": {"A": {"tune": {"x": []}}}}, "A: tune:"),
         ({"variants": {"A": [1]}}, "must be a mapping"),
@@ -673,7 +673,7 @@ def test_bad_experiments_are_refused(content: dict[str, Any], message: str):
 
 
 def test_a_variant_includes_a_file_of_settings_below_its_own():
-    shipped = properties("experiment", "pad_published.yaml")
+    shipped = properties("settings", "pad_published.yaml")
     found = parse_experiment("small", {"variants": {"A": {}, "B": {"include": "pad_published", "learning_rate": 0.5}}})
     assert found.variants["A"].settings == {}
     assert found.variants["B"].settings == {**shipped, "learning_rate": 0.5}
@@ -705,7 +705,7 @@ def test_every_variant_of_the_shipped_experiments_has_settings_that_are_known(
 
 
 def test_published_settings_are_the_seed_papers():
-    shipped = properties("experiment", "pad_published.yaml")
+    shipped = properties("settings", "pad_published.yaml")
     assert read_experiment("seed-paper").variants["published"].settings == shipped
     _, published = read_experiment("published").variants.values()
     differing = {key for key, value in published.settings.items() if shipped.get(key) != value}

@@ -44,7 +44,7 @@ class FirstBatches:
 @pytest.fixture(scope="module")
 def published() -> dict[str, Any]:
     """The paper's choices."""
-    return properties("experiment", "pad_published.yaml")
+    return properties("settings", "pad_published.yaml")
 
 
 def recorded(model: PAD, phase: str, batches: list[Interaction], drawn: list[Tensor]) -> Callable[[Any], Any]:

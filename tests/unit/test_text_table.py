@@ -135,6 +135,13 @@ def test_vectors_without_a_manifest_are_made_again(made):
     assert find(folder).read()[1:].any(dim=1).all()
 
 
+@pytest.mark.parametrize(("tokens", "said"), [(["[PAD]", "i0"], True), (["[PAD]", "i0", "i1", "i2"], False)])
+def test_an_item_file_of_many_unused_lines_is_encoded_whole_and_that_is_said(tmp_path, caplog, tokens, said):
+    write_items(tmp_path)
+    find(tmp_path, tokens)
+    assert ("all 5 items are encoded, 1 of them are in the dataset" in caplog.text) == said
+
+
 def test_items_the_dataset_does_not_use_are_left_out_and_counted(made, caplog):
     folder, _ = made
     with caplog.at_level(logging.INFO):
