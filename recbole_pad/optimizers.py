@@ -21,6 +21,7 @@ from recbole_pad.errors import InputError
 
 SPARSE_FROM = 100_000  # items; below, a dense step is about as fast, and its numbers are Adam's
 _REMEDY = "set sparse_updates: auto or never"
+_BETAS = (0.9, 0.999)  # decay rates of the two moments, those of torch
 
 
 class RowAdam(Optimizer):
@@ -34,7 +35,6 @@ class RowAdam(Optimizer):
         lr: learning rate.
         weight_decay: of the named rows only, in each step that names them.
         decoupled: decay the weights (AdamW) instead of adding the decay to the gradient (Adam).
-        betas: decay rates of the two moments.
         eps: added to the root of the second moment.
 
     Source: Kingma and Ba 2015; Loshchilov and Hutter 2019; lazy rows as in torch.optim.SparseAdam.
@@ -46,10 +46,9 @@ class RowAdam(Optimizer):
         lr: float,
         weight_decay: float = 0.0,
         decoupled: bool = True,
-        betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
     ) -> None:
-        defaults = {"lr": lr, "weight_decay": weight_decay, "decoupled": decoupled, "betas": betas, "eps": eps}
+        defaults = {"lr": lr, "weight_decay": weight_decay, "decoupled": decoupled, "eps": eps}
         super().__init__(params, defaults)
 
     @torch.no_grad()
@@ -84,7 +83,7 @@ class RowAdam(Optimizer):
             weight.mul_(1 - group["lr"] * group["weight_decay"])
         elif group["weight_decay"]:
             gradient = gradient.add(weight, alpha=group["weight_decay"])
-        (beta1, beta2), step = group["betas"], state["step"]
+        (beta1, beta2), step = _BETAS, state["step"]
         mean = state["exp_avg"].index_select(0, rows).lerp_(gradient, 1 - beta1)
         square = state["exp_avg_sq"].index_select(0, rows).mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
         state["exp_avg"].index_copy_(0, rows, mean)

@@ -14,7 +14,7 @@ from scipy.stats import kendalltau
 from torch import Tensor
 
 from recbole_pad.nn.kernels import KERNELS
-from recbole_pad.nn.mmd import ALPHAS, mk_mmd
+from recbole_pad.nn.mmd import mk_mmd
 
 _ROWS_PER_BLOCK = 1024
 _DENSE = 50  # an item is drawn by trial where the candidates are more than so many times the items to avoid
@@ -117,9 +117,9 @@ def neighbour_overlap(first: Tensor, second: Tensor) -> float:
     return int((first[:, :, None] == second[:, None, :]).sum()) / first.numel()
 
 
-def mmd_by_kernel(text: Tensor, ids: Tensor, alphas: Sequence[float] = ALPHAS) -> dict[str, float]:
+def mmd_by_kernel(text: Tensor, ids: Tensor) -> dict[str, float]:
     """Squared MMD between two samples in every kernel of `KERNELS`; shape (n, d) both."""
-    return {name: float(mk_mmd(text.detach(), ids.detach(), name, alphas)) for name in KERNELS}
+    return {name: float(mk_mmd(text.detach(), ids.detach(), name)) for name in KERNELS}
 
 
 def history_distances(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,8 +15,6 @@ from recbole_pad.data.histories import Histories, histories_of, n_left_out, trai
 from recbole_pad.data.time_cuts import left_out_of
 from recbole_pad.evaluation.collector import Pairs, RankCollector, Ranks
 from recbole_pad.evaluation.metrics import grouped_metrics, metrics
-
-KS = (5, 10, 20)
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,6 @@ def evaluate_split(
     groups: ItemGroups,
     split: dict[str, Any],
     phase: str,
-    ks: Sequence[int] = KS,
     ranks: Ranks | None = None,
 ) -> dict[str, Any]:
     """Hit, NDCG and MRR of one split, history masked and not, overall, per frequency group and per bin.
@@ -92,7 +89,6 @@ def evaluate_split(
         groups: frequencies and histories.
         split: RecBole's ``eval_args["split"]``.
         phase: ``valid`` or ``test``.
-        ks: cut-offs.
         ranks: of this split and these weights, where they are known already; else they are computed.
 
     Returns:
@@ -106,15 +102,15 @@ def evaluate_split(
     bin_names = [str(number) for number in range(int(groups.bins.max()) + 1)]
     report: dict[str, Any] = {}
     for protocol, own in (("masked", ranks.masked), ("unmasked", ranks.unmasked)):
-        by_bin = grouped_metrics(own, groups.bins[targets], bin_names, ks)
+        by_bin = grouped_metrics(own, groups.bins[targets], bin_names)
         del by_bin["0"]  # padding is never a target
         report[protocol] = {
-            "all": {"n": len(targets), **metrics(own, ks)},
-            "frequency": grouped_metrics(own, frequency_group(groups.counts[targets]), FREQUENCY_GROUPS, ks),
+            "all": {"n": len(targets), **metrics(own)},
+            "frequency": grouped_metrics(own, frequency_group(groups.counts[targets]), FREQUENCY_GROUPS),
             "bins": by_bin,
         }
         if groups.withheld is not None:
             report[protocol]["cold_split"] = grouped_metrics(
-                own, groups.withheld[targets].astype(np.int64), ("in_set", "cold"), ks
+                own, groups.withheld[targets].astype(np.int64), ("in_set", "cold")
             )
     return report

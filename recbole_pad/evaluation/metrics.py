@@ -59,7 +59,7 @@ def metrics(ranks: NDArray[np.floating], ks: Sequence[int] = KS) -> dict[str, fl
 
 
 def grouped_metrics(
-    ranks: NDArray[np.floating], groups: NDArray[np.integer], names: Sequence[str], ks: Sequence[int] = KS
+    ranks: NDArray[np.floating], groups: NDArray[np.integer], names: Sequence[str]
 ) -> dict[str, dict[str, int | float]]:
     """Metrics of each group, averaged over the rows whose target falls into it.
 
@@ -67,7 +67,6 @@ def grouped_metrics(
         ranks: shape (n,).
         groups: index into `names` for each row, shape (n,), for example `frequency_group(counts[target])`.
         names: the groups, all of which appear in the answer.
-        ks: list lengths.
 
     Returns:
         {name: {"n": rows, "hit@5": ..., ...}}; a group without rows has only {"n": 0}.
@@ -83,7 +82,7 @@ def grouped_metrics(
     result: dict[str, dict[str, int | float]] = {}
     for index, name in enumerate(names):
         own = ranks[groups == index]
-        result[name] = {"n": len(own), **metrics(own, ks)}
+        result[name] = {"n": len(own), **metrics(own)}
     return result
 
 

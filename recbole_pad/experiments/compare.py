@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,6 @@ def compare(
     jobs: int = 1,
     command: str = "",
     name: str = "comparison",
-    say: Callable[[str], None] = on_screen,
 ) -> Comparison:
     """Run every variant on every dataset with every seed, as far as that is not done, and write the tables.
 
@@ -63,7 +62,6 @@ def compare(
         jobs: cells at the same time.
         command: for the record.
         name: of the files.
-        say: takes progress lines.
 
     Raises:
         InputError: for no seed or dataset, one that comes twice, or when no cell has a result.
@@ -78,8 +76,8 @@ def compare(
     }
     for variant in variants:
         if ignored := variant.ignored(shared):
-            say(f"{variant.label} does not know {', '.join(ignored)}, which the other models get")
-    grid = Grid(cells, jobs, say)
+            on_screen(f"{variant.label} does not know {', '.join(ignored)}, which the other models get")
+    grid = Grid(cells, jobs)
     results = grid.results([cell for group in planned.values() for cell in group])
     rows = [row for (dataset, label), group in planned.items() for row in _rows(dataset, label, group, results)]
     if not rows:

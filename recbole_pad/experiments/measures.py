@@ -114,13 +114,13 @@ class Row:
         return np.mean(own, axis=0)
 
 
-def rows_of(dataset: str, label: str, results: Mapping[int, CellResult], split: str = "test") -> list[Row]:
-    """The rows of one variant: one for each phase that all its runs have."""
+def rows_of(dataset: str, label: str, results: Mapping[int, CellResult]) -> list[Row]:
+    """The rows of one variant on test data: one for each phase that all its runs have."""
     reports = [result.report for result in results.values()]
     last = list(reports[0]["phases"])[-1]
     rows = []
     for phase in reports[0]["phases"]:
-        each = [measures_of(report["phases"][phase].get(split, {})) for report in reports]
+        each = [measures_of(report["phases"][phase].get("test", {})) for report in reports]
         common = [measure for measure in each[0] if all(measure in values for values in each)]
         values = {measure: [values[measure] for values in each] for measure in common}
         rows.append(Row(dataset, label, phase, dict(results), values, phase == last))

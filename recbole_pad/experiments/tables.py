@@ -50,19 +50,18 @@ def markdown_table(rows: Sequence[Row], extra: Mapping[str, Sequence[str]] | Non
     return "\n".join(["| " + " | ".join(line) + " |" for line in [heads, ["---"] * len(heads), *body]])
 
 
-def groups_table(rows: Sequence[Row], kind: str, metric: str = "hit@10") -> str:
-    """A metric by group of targets in %, ``masked / not masked``, means over seeds; groups without targets left out.
+def groups_table(rows: Sequence[Row], kind: str) -> str:
+    """HR@10 by group of targets in %, ``masked / not masked``, means over seeds; groups without targets left out.
 
     Args:
         rows: rows of one dataset.
         kind: ``frequency`` or ``bin``.
-        metric: for example ``hit@10``.
     """
     named = [measure.group for row in rows for measure in row.values if measure.group.startswith(f"{kind} ")]
     groups = list(dict.fromkeys(named))
     lines = [["model", *(group.removeprefix(f"{kind} ") for group in groups)], ["---"] * (len(groups) + 1)]
     for row in rows:
-        pairs = [[row.mean(Measure(protocol, group, metric)) for protocol in PROTOCOLS] for group in groups]
+        pairs = [[row.mean(Measure(protocol, group, "hit@10")) for protocol in PROTOCOLS] for group in groups]
         cells = [" / ".join("-" if mean is None else f"{100 * mean:.2f}" for mean in pair) for pair in pairs]
         lines.append([row.name, *cells])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -32,14 +32,12 @@ class TrainedBatch:
     """A batch in training, for an extra loss.
 
     Attributes:
-        interaction: RecBole's batch.
         items: the positions of the batch and the items of the step.
         table: item vectors of the step, as the encoder reads them, shape (n, w).
         states: of the positions, as the encoder gives them, row by row, shape (M, w').
         rows: rows that count in a mean over all processes: 0 for a batch that repeats another's.
     """
 
-    interaction: Interaction
     items: StepItems
     table: Tensor
     states: Tensor
@@ -149,7 +147,7 @@ class Tower(VectorRecommender):
             )
             own = self._objective.loss(step)
             n_rows = 0 if repeated else len(positions.item_seq)
-            extra = self.extra_loss(TrainedBatch(interaction, items, table, states, n_rows))
+            extra = self.extra_loss(TrainedBatch(items, table, states, n_rows))
         n_positions = 0 if repeated else len(positions.target)
         recommendation = own * self.processes.weight_of_mean(n_positions, own.device)
         return recommendation if extra is None else (recommendation, extra)
