@@ -22,7 +22,7 @@ from recbole_pad.checkpoint import RunFolder
 from recbole_pad.config import PADConfig, phase_view
 from recbole_pad.data.cold_split import withheld_of
 from recbole_pad.data.drift import drift_weights
-from recbole_pad.data.frequency import FREQUENCY_GROUPS, frequency_group
+from recbole_pad.data.frequency import COLD, frequency_group, in_target_group
 from recbole_pad.data.loader import of_all_rows
 from recbole_pad.distributed import Processes, shared_loss
 from recbole_pad.model.gate_fit import fit_gate
@@ -355,9 +355,9 @@ class FinetuneTrainer(PhaseTrainer):
             )
             return False
         dataset = valid_data._dataset
-        group = frequency_group(dataset.train_counts)
-        weights = drift_weights(dataset.train_histories, dataset.item_num)[group]
-        weights = weights * np.where(group <= FREQUENCY_GROUPS.index("1-5"), self.settings.gate_cold_weight, 1.0)
+        weights = drift_weights(dataset.train_histories, dataset.item_num)[frequency_group(dataset.train_counts)]
+        is_cold = in_target_group(dataset.train_counts, COLD)
+        weights = weights * np.where(is_cold, self.settings.gate_cold_weight, 1.0)
         withheld = withheld_of(dataset)
         is_fitted = self.processes.from_first(  # on all rows: a fit on shares of them would be another one
             lambda: fit_gate(

@@ -7,9 +7,20 @@ from numpy.typing import NDArray
 
 from recbole_pad.dataset_prep.frequency import FREQUENCY_GROUPS, frequency_group
 
-__all__ = ["COLD_GROUPS", "FREQUENCY_GROUPS", "equal_mass_bins", "frequency_group"]
+__all__ = ["FREQUENCY_GROUPS", "equal_mass_bins", "frequency_group", "in_target_group"]
 
-COLD_GROUPS = ("0", "1-5")
+COLD, OVER_20, WARM = "cold", "over 20", "over 100"
+TARGET_GROUPS = {  # what results are told of, beside all targets -> its entries of `FREQUENCY_GROUPS`
+    COLD: ("0", "1-5"),
+    OVER_20: ("21-50", "51-100", ">100"),
+    WARM: (">100",),
+}
+COLD_TEXT = "train frequency 0-5"
+
+
+def in_target_group(counts: NDArray[np.integer], group: str) -> NDArray[np.bool_]:
+    """Whether each train count falls into a group of `TARGET_GROUPS`; shape (n,) -> (n,)."""
+    return np.isin(frequency_group(counts), [FREQUENCY_GROUPS.index(name) for name in TARGET_GROUPS[group]])
 
 
 def equal_mass_bins(counts: NDArray[np.integer], n_bins: int) -> NDArray[np.int64]:

@@ -90,8 +90,11 @@ def merged(groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The mean of each metric over the rows of several groups, and ``n``, their number.
 
     Args:
-        groups: entries of `grouped_metrics`; a metric that one with rows does not have is left out.
+        groups: entries of `grouped_metrics`; a metric that one with rows does not have is left out. A single group
+            stays as it is, to the last bit.
     """
+    if len(groups) == 1:
+        return dict(groups[0])
     filled = [group for group in groups if group["n"]]
     n = sum(group["n"] for group in filled)
     names = [name for name in (filled[0] if filled else ()) if name != "n" and all(name in group for group in filled)]

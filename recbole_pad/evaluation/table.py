@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from recbole_pad.data.frequency import COLD_GROUPS
+from recbole_pad.data.frequency import COLD, COLD_TEXT, TARGET_GROUPS, WARM
 from recbole_pad.errors import InputError
 from recbole_pad.evaluation.metrics import merged
 
@@ -66,7 +66,7 @@ def result_table(reports: Sequence[dict[str, Any]], split: str = "test") -> str:
     lines = [
         f"{reports[0]['dataset']}, {split}, {protocols[0]}; Hit@10 / NDCG@10 in %",
         "",
-        "| model | phase | masked | not masked | cold (train frequency 0-5), masked | over 100, masked | seconds |",
+        f"| model | phase | masked | not masked | {COLD} ({COLD_TEXT}), masked | {WARM}, masked | seconds |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for report in reports:
@@ -77,12 +77,8 @@ def result_table(reports: Sequence[dict[str, Any]], split: str = "test") -> str:
                 lines.append(f"| {name} | {phase} | {only} | | | | {entry['seconds']:.0f} |")
                 continue
             masked, unmasked = entry[split]["masked"], entry[split]["unmasked"]
-            cells = [
-                _cell(masked["all"]),
-                _cell(unmasked["all"]),
-                _cell(merged([masked["frequency"][group] for group in COLD_GROUPS])),
-                _cell(masked["frequency"][">100"]),
-            ]
+            groups = [merged([masked["frequency"][own] for own in TARGET_GROUPS[group]]) for group in (COLD, WARM)]
+            cells = map(_cell, [masked["all"], unmasked["all"], *groups])
             lines.append(f"| {name} | {phase} | {' | '.join(cells)} | {entry['seconds']:.0f} |")
     return "\n".join(lines)
 

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
+from recbole_pad.data.frequency import COLD, COLD_TEXT, WARM
 from recbole_pad.errors import InputError
-from recbole_pad.experiments.measures import COLD, WARM, Measure, Row
+from recbole_pad.experiments.measures import Measure, Row
 
-_PANELS = {"all targets": "all", "cold (train frequency 0-5)": COLD, "over 100": WARM}
+_PANELS = {"all targets": "all", f"{COLD} ({COLD_TEXT})": COLD, WARM: WARM}
 _COLOURS = (
     "#4477aa",
     "#ee6677",

@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from recbole_pad.data.frequency import COLD_GROUPS
+from recbole_pad.data.frequency import TARGET_GROUPS
 from recbole_pad.evaluation.metrics import KS, gains, merged
 from recbole_pad.experiments.cells import CellResult
 
-COLD, OVER_20, WARM = "cold", "over 20", "over 100"
 PROTOCOLS = ("masked", "unmasked")
 METRICS = tuple(f"{name}@{k}" for name in ("hit", "ndcg", "mrr") for k in KS)
 
@@ -23,8 +22,8 @@ class Measure(NamedTuple):
 
     Attributes:
         protocol: ``masked`` or ``unmasked`` history.
-        group: the targets: ``all``, ``cold`` (train frequency 0-5), ``over 20``, ``over 100``, ``frequency ...``,
-            ``bin ...``, ``in_set`` or ``withheld`` (`cold_split`).
+        group: the targets: ``all``, one of `TARGET_GROUPS`, ``frequency ...``, ``bin ...``, ``in_set`` or ``withheld``
+            (`cold_split`).
         metric: for example ``ndcg@10``.
     """
 
@@ -49,9 +48,7 @@ def _groups(report: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     split = report.get("cold_split", {})
     return {
         "all": report["all"],
-        COLD: merged([frequency[name] for name in COLD_GROUPS]),
-        OVER_20: merged([frequency[name] for name in ("21-50", "51-100", ">100")]),
-        WARM: frequency[">100"],
+        **{group: merged([frequency[name] for name in names]) for group, names in TARGET_GROUPS.items()},
         **{f"frequency {name}": metrics for name, metrics in frequency.items()},
         **{f"bin {name}": metrics for name, metrics in report["bins"].items()},
         **{new: split[name] for name, new in (("in_set", "in_set"), ("cold", "withheld")) if name in split},

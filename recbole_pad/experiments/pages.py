@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from recbole_pad.data.frequency import COLD, COLD_TEXT, WARM
 from recbole_pad.evaluation.table import split_text
 from recbole_pad.experiments.definition import Experiment
-from recbole_pad.experiments.measures import COLD, WARM, Measure, Row
+from recbole_pad.experiments.measures import Measure, Row
 from recbole_pad.experiments.paired_tests import PairedTest
 from recbole_pad.experiments.tables import groups_table, markdown_table, paired_tests_table
 
@@ -79,7 +80,7 @@ def protocol_text(rows: Sequence[Row]) -> str:
         f"deviation over seeds ({seeds}; models with nothing to train: one run). Masked: the user's whole history "
         "cannot be "
         f"recommended; every run is ranked both ways. Early stopping on {_valid_metrics(rows)}, history "
-        f"{'' if protocol['mask_history'] else 'not '}masked. Cold: targets with train frequency 0-5; over 100: above "
+        f"{'' if protocol['mask_history'] else 'not '}masked. Cold: targets with {COLD_TEXT}; over 100: above "
         "100. Bold: best of the column. Epochs: of this phase. Seconds: training and validation, without the test; of "
         "phases that runs share, what they took once; where a variant starts from another one, its own only.\n\n"
         f"Machine: {'; '.join(sorted({_machine(report) for report in reports}))}."
@@ -184,7 +185,7 @@ def in_words(experiment: Experiment, rows: Sequence[Row], tests: Sequence[Paired
             said = [
                 f"{word} {', '.join(labels[sign])}" for sign, word in ((1, "better:"), (-1, "worse:")) if labels[sign]
             ]
-            target = {"all": "all targets", COLD: "cold targets", WARM: "targets over 100"}[group]
+            target = {"all": "all targets", COLD: f"{COLD} targets", WARM: f"targets {WARM}"}[group]
             sentences.append(
                 f"Against it on {target} (NDCG@10 in points; users, 5 %, corrected): "
                 f"{'; '.join(said) if said else 'no difference shown'}."
@@ -203,7 +204,7 @@ def _figures(row: Row) -> str:
 
     return (
         f"HR@10 {mean('all', 'hit@10')} and NDCG@10 {mean('all', 'ndcg@10')} % "
-        f"(cold {mean(COLD, 'hit@10')} / {mean(COLD, 'ndcg@10')}, over 100 {mean(WARM, 'hit@10')} / "
+        f"({COLD} {mean(COLD, 'hit@10')} / {mean(COLD, 'ndcg@10')}, {WARM} {mean(WARM, 'hit@10')} / "
         f"{mean(WARM, 'ndcg@10')})"
     )
 

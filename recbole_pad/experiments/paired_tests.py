@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from recbole_pad.data.frequency import COLD, WARM, in_target_group
 from recbole_pad.errors import InputError
 from recbole_pad.evaluation.significance import holm, paired_bootstrap, seed_t_test
-from recbole_pad.experiments.measures import COLD, WARM, Measure, Row
+from recbole_pad.experiments.measures import Measure, Row
 
 TESTED = tuple(
     Measure(protocol, group, "ndcg@10") for protocol in ("masked", "unmasked") for group in ("all", COLD, WARM)
 )
-_ROWS_OF: dict[str, Callable[[NDArray[np.int64]], NDArray[np.bool_]]] = {  # train frequency of targets -> in the group
-    "all": lambda frequency: np.ones(len(frequency), dtype=bool),
-    COLD: lambda frequency: frequency <= 5,
-    WARM: lambda frequency: frequency > 100,
-}
 
 
 @dataclass(frozen=True)
@@ -90,8 +86,10 @@ def _test(first: Row, second: Row, measure: Measure, n_resamples: int) -> Paired
     """Rows of one seed (a model with nothing to train) stand against each seed of the other."""
     has_several = len(first.results) > 1 and len(second.results) > 1
     seeds = sorted(set(first.results) & set(second.results)) if has_several else []
-    is_member = _ROWS_OF[measure.group](next(iter(first.results.values())).frequency)
-    one, other = (_gains_of_same_rows(row, first, measure, seeds or None)[is_member] for row in (first, second))
+    one, other = (_gains_of_same_rows(row, first, measure, seeds or None) for row in (first, second))
+    if measure.group != "all":
+        is_member = in_target_group(next(iter(first.results.values())).frequency, measure.group)
+        one, other = one[is_member], other[is_member]
     found = paired_bootstrap(one, other, n_resamples=n_resamples)
     by_seed = [dict(zip(row.results, row.values[measure], strict=True)) for row in (first, second)]
     p_seeds = seed_t_test(*([values[seed] for seed in seeds] for values in by_seed))

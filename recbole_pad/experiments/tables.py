@@ -10,18 +10,19 @@ from typing import Any
 
 import numpy as np
 
-from recbole_pad.experiments.measures import COLD, OVER_20, PROTOCOLS, WARM, Measure, Row
+from recbole_pad.data.frequency import COLD, OVER_20, WARM
+from recbole_pad.experiments.measures import PROTOCOLS, Measure, Row
 from recbole_pad.experiments.paired_tests import PairedTest
 
 COLUMNS: dict[str, Measure] = {
     "HR@10": Measure("masked", "all", "hit@10"),
     "NDCG@10": Measure("masked", "all", "ndcg@10"),
-    "cold HR@10": Measure("masked", COLD, "hit@10"),
-    "cold NDCG@10": Measure("masked", COLD, "ndcg@10"),
-    "over 20 HR@10": Measure("masked", OVER_20, "hit@10"),
-    "over 20 NDCG@10": Measure("masked", OVER_20, "ndcg@10"),
-    "over 100 HR@10": Measure("masked", WARM, "hit@10"),
-    "over 100 NDCG@10": Measure("masked", WARM, "ndcg@10"),
+    f"{COLD} HR@10": Measure("masked", COLD, "hit@10"),
+    f"{COLD} NDCG@10": Measure("masked", COLD, "ndcg@10"),
+    f"{OVER_20} HR@10": Measure("masked", OVER_20, "hit@10"),
+    f"{OVER_20} NDCG@10": Measure("masked", OVER_20, "ndcg@10"),
+    f"{WARM} HR@10": Measure("masked", WARM, "hit@10"),
+    f"{WARM} NDCG@10": Measure("masked", WARM, "ndcg@10"),
     "HR@10, not masked": Measure("unmasked", "all", "hit@10"),
     "NDCG@10, not masked": Measure("unmasked", "all", "ndcg@10"),
 }

@@ -7,7 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recbole_pad.data.frequency import FREQUENCY_GROUPS, equal_mass_bins, frequency_group
+from recbole_pad.data.frequency import (
+    COLD,
+    FREQUENCY_GROUPS,
+    OVER_20,
+    TARGET_GROUPS,
+    WARM,
+    equal_mass_bins,
+    frequency_group,
+    in_target_group,
+)
 from tests.reference import frequency_loops
 
 COUNTS = st.lists(st.integers(0, 30), min_size=1, max_size=40)
@@ -89,3 +98,11 @@ def test_frequency_group_at_every_border():
     got = frequency_group(counts)
     assert got.tolist() == [0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6]
     assert got.dtype == np.int64
+
+
+def test_target_groups_at_every_border():
+    counts = np.array([0, 5, 6, 20, 21, 100, 101])
+    expected = {COLD: counts <= 5, OVER_20: counts > 20, WARM: counts > 100}
+    assert list(expected) == list(TARGET_GROUPS)
+    for group, members in expected.items():
+        assert in_target_group(counts, group).tolist() == members.tolist()
