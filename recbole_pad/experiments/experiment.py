@@ -4,47 +4,33 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from recbole_pad.checkpoint import write_json
-from recbole_pad.dataset_prep.files import write_text, write_whole
+from recbole_pad.dataset_prep.files import write_whole
 from recbole_pad.errors import InputError
 from recbole_pad.experiments.cells import Cell, CellResult, Grid, on_screen
-from recbole_pad.experiments.compare import CELLS
 from recbole_pad.experiments.definition import Experiment, StudyVariant
 from recbole_pad.experiments.figures import draw, require_matplotlib
-from recbole_pad.experiments.measures import Measure, Row, measures_of, rows_of
+from recbole_pad.experiments.measures import Measure, Row, measures_of
+from recbole_pad.experiments.outcome import (
+    CELLS,
+    Outcome,
+    require_each_once,
+    require_rows,
+    rows_of_cells,
+    write_outcome,
+)
 from recbole_pad.experiments.pages import Choice, experiment_page, grouped
 from recbole_pad.experiments.paired_tests import PairedTest, against_reference
-from recbole_pad.experiments.tables import as_json, csv_text
 from recbole_pad.experiments.variants import is_trained
 from recbole_pad.keys import PLACES
 
 RESULTS = Path("experiment")
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What `run_experiment` found.
-
-    Attributes:
-        rows: the rows of the table.
-        tests: every row against the reference's row of the same phase.
-        choices: of the tuned variants.
-        failures: cell -> why it has no result.
-        files: what was written.
-    """
-
-    rows: list[Row]
-    tests: list[PairedTest]
-    choices: list[Choice]
-    failures: dict[str, str]
-    files: list[Path]
 
 
 def run_experiment(
@@ -74,8 +60,7 @@ def run_experiment(
     Raises:
         InputError: for no seed, one that comes twice, no matplotlib, or when no cell has a result.
     """
-    if not seeds or len(set(seeds)) != len(seeds):
-        raise InputError(f"seeds: {list(seeds)} must name at least one, each once")
+    require_each_once("seeds", seeds)
     require_matplotlib()
     grid = Grid(cells, jobs, say)
     plan = _Plan(experiment, dataset, seeds, shared, grid)
@@ -83,22 +68,18 @@ def run_experiment(
     planned = plan.cells()
     results = grid.results([cell for group in planned.values() for cell in group])
     rows = _rows(experiment, dataset, planned, results)
-    if not rows:
-        raise InputError(f"no cell has a result; the first failure: {next(iter(grid.failures.values()))}")
+    require_rows(rows, grid.failures)
     tests = _tests(experiment, rows)
     extra = {heading: [_extra(row, path) for row in rows] for heading, path in experiment.extra.items()}
     stem = f"{experiment.name}-{dataset}"
-    output.mkdir(parents=True, exist_ok=True)
     files = {suffix: output / f"{stem}.{suffix}" for suffix in ("md", "json", "csv", "png", "svg")}
     of_all = {key: value for key, value in shared.items() if key not in PLACES}
     told = replace(experiment, settings={**experiment.settings, **of_all})
     page = experiment_page(told, dataset, rows, tests, choices, grid.failures, extra, command, stem)
-    write_text(files["md"], page)
-    write_text(files["csv"], csv_text(rows))
-    write_json(files["json"], {**as_json(rows, tests), "choices": [vars(choice) for choice in choices]})
+    write_outcome(page, rows, tests, files, choices)
     for suffix in ("png", "svg"):
         write_whole(files[suffix], partial(draw, rows, f"{experiment.title} ({dataset})", suffix))
-    return Outcome(rows, tests, choices, grid.failures, list(files.values()))
+    return Outcome(rows, tests, grid.failures, list(files.values()), choices)
 
 
 class _Plan:
@@ -174,10 +155,9 @@ def _rows(
 ) -> list[Row]:
     rows: list[Row] = []
     for label, group in cells.items():
-        found = {cell.seed: results[cell] for cell in group if cell in results}
-        if label in experiment.hidden or not found:
+        if label in experiment.hidden:
             continue
-        own = rows_of(dataset, label, found)
+        own = rows_of_cells(dataset, label, group, results)
         shown = [row for row in own if row.phase in experiment.show]
         rows += shown or [row for row in own if row.is_last]  # a model without these phases, too
     return rows
