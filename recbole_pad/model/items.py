@@ -60,10 +60,20 @@ class Catalogue(nn.Module):
         in_memory = None if isinstance(text_vectors, MappedVectors) else text_vectors
         self.register_buffer("text_vectors", in_memory, persistent=False)
 
+    @classmethod
+    def of(cls, dataset: Any, text_vectors: Tensor | MappedVectors | None) -> Catalogue:
+        """Of the items of a training split of `PADDataset`."""
+        counts, trained, bins = map(torch.from_numpy, (dataset.train_counts, dataset.trained_items, dataset.bins))
+        return cls(counts, trained, bins, text_vectors)
+
     @property
     def seen_counts(self) -> Tensor:
         """Train interactions of each item that is in a training row, 0 for the others; shape (V,)."""
         return torch.where(self.seen, self.counts, 0)
+
+    def softmax_ids(self, negatives: str) -> Tensor:
+        """The items of a full softmax, ascending: ``seen``, those that are in a training row; ``all``, every one."""
+        return self.seen_ids if negatives == "seen" else self.item_ids
 
     @property
     def text_width(self) -> int:

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from recbole_pad.model.items import Catalogue
+
 _MAX_REDRAWS = 50
 
 
@@ -42,6 +44,12 @@ class NegativeSampler(nn.Module):
         self.register_buffer("cumulative", weights[usable].cumsum(0) if by_popularity else None, persistent=False)
         self.register_buffer("keys", torch.from_numpy(train_keys), persistent=False)
         self.register_buffer("log_probability", (weights / weights.sum()).log().float(), persistent=False)
+
+    @classmethod
+    def of(cls, catalogue: Catalogue, dataset: Any, seen_only: bool, by_popularity: bool) -> NegativeSampler:
+        """Of the items of a training split of `PADDataset`."""
+        keys = dataset.train_histories.keys(len(catalogue.counts))
+        return cls(catalogue.seen_counts, keys, seen_only, by_popularity)
 
     def draw(self, *shape: int) -> Tensor:
         """Items from the pool, int64, of the given shape; the time does not grow with the pool."""

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from recbole_pad.backbone_classes import backbone_spec
 from recbole_pad.config import PADConfig, phase_view
 from recbole_pad.data.loader import REPEATED
-from recbole_pad.distributed import Processes
 from recbole_pad.model.experts import Expert, build_experts
 from recbole_pad.model.items import AlignedVectors, Catalogue, IDVectors, text_vectors_of
 from recbole_pad.model.negatives import NegativeSampler, way_of
@@ -51,8 +50,6 @@ class PAD(VectorRecommender):
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
-        self.processes = Processes.of(config)
-        self.settings = PADConfig.read(config)
         self.phase_settings = {name: PADConfig.read(phase_view(config, name)) for name in self.settings.phases}
         self.backbone_spec = backbone_spec(self.settings.backbone)
         self.trains_all_positions = dataset.train_rows == "sequences"
@@ -60,11 +57,9 @@ class PAD(VectorRecommender):
         members = {name for phase in self.settings.phases for name in self._members(phase)}
         if config["init_checkpoint"]:  # it may hold an expert that another one starts from
             members |= {STARTS_FROM[name] for name in members if name in STARTS_FROM}
-        self.catalogue = Catalogue(
-            torch.from_numpy(dataset.train_counts),
-            torch.from_numpy(dataset.trained_items),
-            torch.from_numpy(dataset.bins),
-            text_vectors_of(dataset, self.settings, self.processes) if members - WITHOUT_TEXT else None,
+        reads_text = bool(members - WITHOUT_TEXT)
+        self.catalogue = Catalogue.of(
+            dataset, text_vectors_of(dataset, self.settings, self.processes) if reads_text else None
         )
         self.experts = build_experts(members, config, dataset, self.settings, self.catalogue)
         self.gate = Gate(
@@ -80,7 +75,7 @@ class PAD(VectorRecommender):
         }
         self.scored_alone: str | None = None
         self.phase = self.settings.phases[-1]
-        self.text_fingerprint = dataset.text_table.fingerprint if members - WITHOUT_TEXT else None
+        self.text_fingerprint = dataset.text_table.fingerprint if reads_text else None
         self.trained_before: set[str] = set()
 
     def _build_samplers(self, dataset: Any) -> nn.ModuleDict:
@@ -90,10 +85,7 @@ class PAD(VectorRecommender):
             for name, settings in self.phase_settings.items()
             if OBJECTIVES[settings.loss].needs_sampler
         }
-        if not of_phase:
-            return nn.ModuleDict()
-        keys = dataset.train_histories.keys(self.n_items)
-        samplers = {how: NegativeSampler(self.catalogue.seen_counts, keys, *how) for how in set(of_phase.values())}
+        samplers = {how: NegativeSampler.of(self.catalogue, dataset, *how) for how in set(of_phase.values())}
         return nn.ModuleDict({name: samplers[how] for name, how in of_phase.items()})
 
     def _members(self, phase: str) -> tuple[str, ...]:
@@ -334,8 +326,7 @@ class PAD(VectorRecommender):
         """
         items = StepItems.of(positions, negatives)
         item_seq = items.places(positions.item_seq)
-        only_seen = self.phase_settings[self.phase].negatives == "seen"
-        softmax_ids = self.catalogue.seen_ids if only_seen else self.catalogue.item_ids
+        softmax_ids = self.catalogue.softmax_ids(self.phase_settings[self.phase].negatives)
 
         def step(states: Tensor, vectors: Tensor) -> Step:
             return items.step(states, vectors, softmax_ids, sampler, self.settings.score_memory_mb)

@@ -25,8 +25,8 @@ from recbole_pad.nn.score_pairs import ScorePairs
 class VectorRecommender(SequentialRecommender):
     """Scores users with ``user_vectors(interaction) . item_vectors(item_ids)``, item vectors kept during evaluation.
 
-    A model gives `item_vectors`, `user_vectors` and `keeps_items`, and sets `settings`, `processes` and `catalogue`. It
-    may add more than repeats to the scores of a few items (`pair_scores`).
+    A model gives `item_vectors`, `user_vectors` and `keeps_items`, and sets `catalogue`. It may add more than
+    repeats to the scores of a few items (`pair_scores`).
 
     Args:
         config: RecBole's config.
@@ -34,12 +34,12 @@ class VectorRecommender(SequentialRecommender):
     """
 
     input_type = InputType.POINTWISE
-    settings: PADConfig
-    processes: Processes
     catalogue: Catalogue
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
+        self.processes = Processes.of(config)
+        self.settings = PADConfig.read(config)
         self.repeats = RepeatTerm(self.n_items)
         self._kept: Any = None  # item vectors of the present evaluation, in the form that the model likes
 

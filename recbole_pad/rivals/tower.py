@@ -13,10 +13,8 @@ from recbole.data.interaction import Interaction
 from torch import Tensor, nn
 
 from recbole_pad.backbone_classes import backbone_spec
-from recbole_pad.config import PADConfig
 from recbole_pad.data.loader import REPEATED
 from recbole_pad.data.text_cache import MappedVectors
-from recbole_pad.distributed import Processes
 from recbole_pad.model.backbone import Backbone
 from recbole_pad.model.experts import Expert, start_seed, trained_expert
 from recbole_pad.model.items import Catalogue, text_vectors_of
@@ -70,10 +68,8 @@ class Tower(VectorRecommender):
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
-        self.processes = Processes.of(config)
-        self.settings = PADConfig.read(config)
         self.read_keys(config)
-        self.catalogue = self.catalogue_of(dataset, self.catalogue_text(dataset))
+        self.catalogue = Catalogue.of(dataset, self.catalogue_text(dataset))
         self.text_fingerprint = dataset.text_table.fingerprint if self.reads_text else None
         spec = backbone_spec(self.settings.backbone)
         self._reader = BatchReader(self, spec, dataset.train_rows == "sequences")
@@ -81,11 +77,8 @@ class Tower(VectorRecommender):
             expert = trained_expert(lambda backbone: self.make_items(backbone, dataset), config, dataset, self.settings)
             self.items, self.encoder = expert.items, self.make_encoder(expert, dataset)
         self._objective = OBJECTIVES[self.settings.loss]
-        self.sampler = self._build_sampler(dataset) if self._objective.needs_sampler else None
-
-    def _build_sampler(self, dataset: Any) -> NegativeSampler:
-        keys = dataset.train_histories.keys(self.n_items)
-        return NegativeSampler(self.catalogue.seen_counts, keys, *way_of(self.settings))
+        way = way_of(self.settings)
+        self.sampler = NegativeSampler.of(self.catalogue, dataset, *way) if self._objective.needs_sampler else None
 
     # --- what a model says --------------------------------------------------------------------------------------------
 
@@ -120,12 +113,6 @@ class Tower(VectorRecommender):
         """A further loss, weighted, of a batch; None: there is none."""
         return None
 
-    @staticmethod
-    def catalogue_of(dataset: Any, text: Tensor | MappedVectors | None) -> Catalogue:
-        """What is known of the items before training."""
-        counts, trained, bins = map(torch.from_numpy, (dataset.train_counts, dataset.trained_items, dataset.bins))
-        return Catalogue(counts, trained, bins, text)
-
     # --- training -----------------------------------------------------------------------------------------------------
 
     def calculate_loss(self, interaction: Interaction) -> Tensor | tuple[Tensor, Tensor]:
@@ -134,14 +121,13 @@ class Tower(VectorRecommender):
         negatives = self._objective.draw(self.sampler, positions.target_user, self.settings.n_negatives)
         items = StepItems.of(positions, negatives)
         repeated = REPEATED in interaction
-        softmax_ids = self.catalogue.seen_ids if self.settings.negatives == "seen" else self.catalogue.item_ids
         with self._precision():
             table = self.items(items.item_ids)
             states = positions.states(self.encoder, table, items.places(positions.item_seq))
             step = items.step(
                 self.scored_states(states),
                 self.scored_items(table),
-                softmax_ids,
+                self.catalogue.softmax_ids(self.settings.negatives),
                 self.sampler,
                 self.settings.score_memory_mb,
             )

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from recbole_pad.data.text_cache import MappedVectors
 from recbole_pad.model.backbone import Backbone
-from recbole_pad.model.items import SCALE_ROWS, TextVectors, text_vectors_of
+from recbole_pad.model.items import SCALE_ROWS, Catalogue, TextVectors, text_vectors_of
 from recbole_pad.model_keys import whole
 from recbole_pad.nn.adapter import TextAdapter
 from recbole_pad.rivals.tower import Tower
@@ -59,7 +59,7 @@ class WhitenRec(Tower):
         """The head on both whitened vectors of an item."""
         settings, catalogues = self.settings, [self.catalogue]
         if self.relaxed_groups > 1:
-            self.relaxed = self.catalogue_of(dataset, self._whitened(dataset, self.relaxed_groups))
+            self.relaxed = Catalogue.of(dataset, self._whitened(dataset, self.relaxed_groups))
             catalogues.append(self.relaxed)
         head = TextAdapter(
             self.catalogue.text_width,
