@@ -57,7 +57,10 @@ class WeightAverage:
             self._trained = None
 
     def restart(self) -> None:
-        """Forget the steps so far: the weights in the model stay there, and the next step begins a new average."""
+        """Forget the steps so far: the weights in the model stay there, and the next step begins a new average.
+
+        For weights that were loaded: the next `enter` would put the average of the last steps in their place.
+        """
         self._steps, self._averages, self._trained = 0, [], None
 
     def state(self) -> dict[str, Any]:

@@ -12,12 +12,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from recbole.trainer import Trainer
 from torch import Tensor, nn
 
 from recbole_pad import checkpoint
 from recbole_pad.averaging import WeightAverage
-from recbole_pad.budget import BudgetSpent, patience, refuse_nan_loss
+from recbole_pad.averaging_trainer import AveragingTrainer
+from recbole_pad.budget import BudgetSpent, patience
 from recbole_pad.checkpoint import RunFolder
 from recbole_pad.config import PADConfig, phase_view
 from recbole_pad.data.cold_split import withheld_of
@@ -62,7 +62,7 @@ class PhaseRecord:
     reused_from: str = ""
 
 
-class PhaseTrainer(Trainer):
+class PhaseTrainer(AveragingTrainer):
     """Trains one phase of a PAD model with RecBole's loop: own epochs, learning rate, optimizer and early stopping.
 
     Settings are those of the config with ``<phase>.<key>`` over ``<key>``. `fit` ends with the best weights in the
@@ -177,20 +177,19 @@ class PhaseTrainer(Trainer):
         if hasattr(train_data, "set_epoch"):
             train_data.set_batch_size(int(self.config["train_batch_size"]))
 
-    def _valid_epoch(self, *args: Any, **kwargs: Any) -> Any:
-        """Validate the averaged weights; they stay in the model until training goes on."""
-        self.average.enter()
-        return super()._valid_epoch(*args, **kwargs)
+    @property
+    def what(self) -> str:
+        """As of `AveragingTrainer`."""
+        return f"phase {self.phase}, epoch {self.record.epochs}"
 
-    def _train_epoch(self, train_data: Any, epoch_idx: int, loss_func: Any = None, show_progress: bool = False) -> Any:
-        self.average.leave()
+    def _before_epoch(self, epoch: int) -> None:
         if self._continue_from is not None:
             self._restore_rng(self._continue_from)
             self._continue_from = None
         elif self.folder is not None:
-            self._save_last(epoch_idx)
-        if hasattr(train_data, "set_epoch"):
-            train_data.set_epoch(epoch_idx)
+            self._save_last(epoch)
+
+    def _train_epoch(self, train_data: Any, epoch_idx: int, loss_func: Any = None, show_progress: bool = False) -> Any:
         own = super()._train_epoch(train_data, epoch_idx, loss_func or self._loss, show_progress)
         losses = self.processes.means(own) if isinstance(own, tuple) else self.processes.means([own])[0]
         total = sum(losses) if isinstance(losses, tuple) else losses
@@ -198,12 +197,8 @@ class PhaseTrainer(Trainer):
         self.record.epochs = epoch_idx + 1
         return losses
 
-    def _check_nan(self, loss: Tensor) -> None:
-        refuse_nan_loss(loss, f"phase {self.phase}, epoch {self.record.epochs}", self.learning_rate)
-
-    def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
-        """Called by RecBole's loop when the validation score is the best so far: keep the weights."""
-        self.average.enter()
+    def _keep_best(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
+        """Keep the weights of the phase's modules: in its file, or without a run folder in memory."""
         self.record.best_epoch = epoch
         if self.folder is None:
             self._best = copied_states(self.model)
@@ -288,7 +283,7 @@ class PhaseTrainer(Trainer):
         if self._best is None:
             raise ValueError(f"phase {self.phase}: no epoch had a usable value of {self.config['valid_metric']} (NaN?)")
         load_modules(self.model, self._best)
-        self.average.restart()  # or the next validation would put the average of the last epoch in their place
+        self.average.restart()
         self._best = None
 
     def _after_training(self, valid_data: Any) -> None:

@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from recbole.trainer import Trainer
 from torch import Tensor
 
 from recbole_pad.averaging import WeightAverage
-from recbole_pad.budget import BudgetSpent, patience, refuse_nan_loss
+from recbole_pad.averaging_trainer import AveragingTrainer
+from recbole_pad.budget import BudgetSpent, patience
 from recbole_pad.dataset_prep.files import write_whole
 from recbole_pad.model.repeat_term import fit_repeat_term
 
 
-class RivalTrainer(Trainer):
+class RivalTrainer(AveragingTrainer):
     """RecBole's `Trainer`; each epoch sees its batches in an order of its own, a resumed run the same ones.
 
     With `weight_average` the moving average of the weights is validated and saved, as in PAD's phases. RecBole's
@@ -30,6 +30,11 @@ class RivalTrainer(Trainer):
         super().__init__(config, model)
         trained = (parameter for parameter in model.parameters() if parameter.requires_grad)
         self.average = WeightAverage(trained, self.optimizer, model.settings.weight_average)
+
+    @property
+    def what(self) -> str:
+        """As of `AveragingTrainer`."""
+        return str(self.config["model"])
 
     def fit(
         self,
@@ -61,7 +66,7 @@ class RivalTrainer(Trainer):
         if self.best_valid_result:
             content = self._saved_content() if saved else {"state_dict": best}
             self.model.load_state_dict(content["state_dict"])
-            self.average.restart()  # or the next validation would put the average of the last epoch in their place
+            self.average.restart()
             if self._fits_repeat_term():
                 fit_repeat_term(self.model, valid_data)
                 self.best_valid_score, self.best_valid_result = self._valid_epoch(valid_data)
@@ -90,20 +95,3 @@ class RivalTrainer(Trainer):
                 Path(self.saved_model_file), lambda temporary: torch.save(content, temporary, pickle_protocol=4)
             )
         self.model.processes.wait()
-
-    def _train_epoch(self, train_data: Any, epoch_idx: int, *args: Any, **kwargs: Any) -> Any:
-        self.average.leave()
-        if hasattr(train_data, "set_epoch"):  # a plain loader, of a user's own code, shuffles by itself
-            train_data.set_epoch(epoch_idx)
-        return super()._train_epoch(train_data, epoch_idx, *args, **kwargs)
-
-    def _check_nan(self, loss: Tensor) -> None:
-        refuse_nan_loss(loss, self.config["model"], self.learning_rate)
-
-    def _valid_epoch(self, *args: Any, **kwargs: Any) -> Any:
-        self.average.enter()
-        return super()._valid_epoch(*args, **kwargs)
-
-    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        self.average.enter()  # also where nothing is validated
-        super()._save_checkpoint(*args, **kwargs)

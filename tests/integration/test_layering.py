@@ -22,7 +22,7 @@ LADDER: list[set[str]] = [
     {"nn", "backbones", "averaging"},
     {"backbone_classes"},
     {"config", "property_files"},
-    {"data", "checkpoint", "optimizers", "model_keys", "settings_layers"},
+    {"data", "checkpoint", "optimizers", "model_keys", "settings_layers", "averaging_trainer"},
     {"model", "evaluation", "baselines", "input_files"},
     {"phase_trainers", "fast_evaluation", "rivals"},
     {"trainer"},
