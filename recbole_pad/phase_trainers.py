@@ -331,7 +331,11 @@ class FinetuneTrainer(PhaseTrainer):
 
     def _after_training(self, valid_data: Any) -> None:
         was_alone, self.model.scored_alone = self.model.scored_alone, None
-        if not self._fit_gate(valid_data) and was_alone and valid_data:
+        is_fitted = self._fit_gate(valid_data)
+        self._fit_repeat_term(valid_data)
+        if is_fitted:
+            self._score_mixture(valid_data, "gate fitted on validation data (in-sample)")
+        elif was_alone and valid_data:
             self._score_mixture(valid_data, "all experts")
 
     def _score_mixture(self, valid_data: Any, what: str) -> None:
@@ -367,11 +371,12 @@ class FinetuneTrainer(PhaseTrainer):
             self.processes.same_values(self.model.gate.parameters())
         else:
             self.logger.warning("gate_fit: valid, but every validation target is masked: the gate keeps its weights")
-        if self.settings.repeat_term == "valid":
-            fit_repeat_term(self.model, valid_data)
-        if is_fitted:
-            self._score_mixture(valid_data, "gate fitted on validation data (in-sample)")
         return bool(is_fitted)
+
+    def _fit_repeat_term(self, valid_data: Any) -> None:
+        """Fit the repeat term to the gate as it now is, if the settings ask for both fits and there are rows."""
+        if self.settings.fits_gate and self.settings.repeat_term == "valid" and valid_data:
+            fit_repeat_term(self.model, valid_data)
 
 
 PHASE_TRAINERS: dict[str, type[PhaseTrainer]] = {
