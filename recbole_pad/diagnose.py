@@ -1,7 +1,7 @@
 """Diagnostics of a run: the geometry of the item spaces after each phase, and the items ranked best and worst.
 
-What is measured, and on which sample: docs/method.md section 7. The first process of a run measures; no other one is
-waited for here.
+What is measured, and on which sample: docs/method.md section 7. Only the first process measures; nothing here
+waits for the others.
 """
 
 from __future__ import annotations

@@ -93,12 +93,11 @@ class Training:
     def _remember(self, n_batches: int, seconds: float, curve: list[list[float]]) -> None:
         """Make a record of what RecBole's trainer remembers of its training."""
         trainer = self._trainer
-        losses = [float(loss) for loss in getattr(trainer, "train_loss_dict", {}).values()]  # of this process's rows
+        losses = [float(loss) for loss in getattr(trainer, "train_loss_dict", {}).values()]
         record = PhaseRecord(
             epochs=len(losses),
-            train_loss=[
-                loss / max(n_batches, 1) for loss in self._processes.means(losses)
-            ],  # RecBole has its own rows'
+            # RecBole sums over this process's rows; here: the mean over the processes
+            train_loss=[loss / max(n_batches, 1) for loss in self._processes.means(losses)],
             seconds=seconds,
             peak_memory_mb=peak_memory_mb(trainer.config["device"]),
             valid_curve=curve,

@@ -1,9 +1,10 @@
-"""The gate fitted on validation data, the experts frozen: their own training data overrate what they memorised.
+"""The gate, fitted on validation data with the experts frozen.
 
-In training, an ID expert knows the items of a cold bin by heart, so a gate learned there trusts it; on held-out
-interactions it does not know them. A few numbers fitted on validation rows see the difference. First, for a moment, by
-cross entropy, which finds the region, then by a smooth NDCG, which is what counts. Rows are weighted by how the
-frequency of targets drifts from one step to the next (`drift_weights`). Source: ours, docs/decisions.md, "Gate".
+On training data, items that an ID expert has memorised make it look better than it is: it knows those of a cold bin by
+heart, so a gate learned there trusts it; on held-out interactions it does not know them. A few numbers fitted on
+validation rows see the difference. First, for a moment, by cross entropy, which finds the region, then by a smooth
+NDCG, which is what counts. Rows are weighted by how the frequency of targets drifts from one step to the next
+(`drift_weights`). Source: ours, docs/decisions.md, "Gate".
 """
 
 from __future__ import annotations

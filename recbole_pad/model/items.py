@@ -22,14 +22,23 @@ _N_RARE = 1000  # rarest seen items whose mean stands for an item without a trai
 class Catalogue(nn.Module):
     """What is known of the items before training; never stored in a checkpoint (`persistent=False`).
 
-    `log_frequency` is log(1 + train count), standardised over the items: shape (V,).
-
     Args:
         train_counts: train interactions of each item, shape (V,).
         trained: whether the item is in a training row (`PADDataset.trained_items`), shape (V,).
         bins: frequency bins, shape (V,).
         text_vectors: transformed text vectors, shape (V, D), row 0 zero; None for a model without text. Vectors on disk
             stay there: the rows that are asked for are read, and moved to the device.
+
+    Attributes:
+        counts: train interactions of each item, shape (V,).
+        bins: frequency bin of each item, shape (V,); 1 = most frequent, 0 = padding.
+        seen: whether the item is in a training row, shape (V,).
+        seen_ids: the items that are, ascending, shape (S,).
+        item_ids: all items without padding, ascending, shape (V - 1,).
+        rare: the rarest of the seen items, at most 1,000, the rarest first: shape (min(1000, S),).
+        log_frequency: log(1 + train count), standardised over the items, shape (V,).
+        text_vectors: shape (V, D); None without text, and where it stays on disk.
+        text_on_disk: the text vectors that do, else None.
     """
 
     seen: Tensor
@@ -160,7 +169,7 @@ class IDVectors(nn.Embedding):
 
 
 class TextVectors(nn.Module):
-    """The adapter's output for the frozen text vectors (expert 3).
+    """The adapter's output for the frozen text vectors (expert `llm`).
 
     Args:
         adapter: text width D -> d.
@@ -178,7 +187,7 @@ class TextVectors(nn.Module):
 
 
 class UnitTextVectors(nn.Module):
-    """The frozen text vectors, scaled to length `length`; zero where there is no text (expert 4, untrained).
+    """The frozen text vectors, scaled to length `length`; zero where there is no text (expert `match`, untrained).
 
     Args:
         catalogue: holds the text vectors.
@@ -206,7 +215,7 @@ class UnitTextVectors(nn.Module):
 
 
 class AlignedVectors(nn.Module):
-    """Fusion of ID vectors with the adapted text vectors (expert 2): their sum, or an activated layer over both.
+    """Fusion of ID vectors with the adapted text vectors (expert `align`): their sum, or an activated layer over both.
 
     Source: docs/method.md section 3; published: v2_i = GELU(W [e'_i ; t_i] + c), e' a copy of the ID expert's vectors.
     """

@@ -37,7 +37,7 @@ class IDRec(Tower):
 class MoRec(Tower):
     """v_i = adapter(text vector of i): no ID, and a frozen text encoder.
 
-    From one seed it starts as PAD's text expert, the third.
+    From one seed it starts as PAD's text expert, `llm`.
 
     Source: Yuan et al. 2023, SIGIR, arXiv 2303.13835, the variant with frozen item representations. Their main variant
     trains the text encoder as well, which is out of reach here: text vectors are frozen for every model.
