@@ -255,7 +255,7 @@ def _encoded(
     if isinstance(model, PerTextEncoder):
         shards = Shards(npy.with_suffix(""), model, texts, BATCHES_PER_SHARD * batch_size)
         return shards if encode_shared(model, name, shards, batch_size, show_progress, nproc, team) else None
-    return _InMemory(model.encode(texts, batch_size, show_progress)) if (team or Alone()).rank == 0 else None
+    return _InMemory(model.encode(texts)) if (team or Alone()).rank == 0 else None
 
 
 def check_vectors(

@@ -1,7 +1,7 @@
 """One config word selects the frozen model that turns item texts into vectors: ``NAME`` or ``NAME?option:value&...``.
 
 `TEXT_ENCODERS` holds the plain words, `WITH_ARGUMENT` those of the form ``word:argument``. Any sentence-transformers
-model, by name or local folder, works as well. To add a word: write a class with the attributes of `TextEncoder` in
+model, by name or local folder, works as well. To add a word: write a class as of `CorpusEncoder` or `PerTextEncoder` in
 `encoders`, and add one line to a table. Options are the keyword-only parameters of what the table names.
 """
 

@@ -16,6 +16,7 @@ from ..digest import file_sha256
 from ..errors import InputError
 
 __all__ = [
+    "CorpusEncoder",
     "PerTextEncoder",
     "TextEncoder",
     "Vectors",
@@ -31,8 +32,8 @@ Vectors = NDArray[np.float32]
 COMPUTE_TYPES = ("float32", "bfloat16", "float16")
 
 
-class TextEncoder(Protocol):
-    """What `encode_items` asks of a text encoder; everything but the methods goes into the manifest."""
+class _Described(Protocol):
+    """What every text encoder says of itself; it goes into the manifest."""
 
     name: str  # the config word, model name or folder
     revision: str  # changes whenever the weights or the settings change
@@ -41,13 +42,17 @@ class TextEncoder(Protocol):
     details: dict[str, Any]  # what else makes the vectors what they are, such as the token limit
     packages: tuple[str, ...]  # distributions whose versions the manifest records
 
-    def encode(self, texts: Sequence[str], batch_size: int, show_progress: bool) -> Vectors:
+
+class CorpusEncoder(_Described, Protocol):
+    """A text encoder that learns from all texts together, so that they cannot be encoded apart."""
+
+    def encode(self, texts: Sequence[str]) -> Vectors:
         """Return one row per text, in the order of `texts`, shape (n, D), float32."""
         ...
 
 
 @runtime_checkable
-class PerTextEncoder(TextEncoder, Protocol):
+class PerTextEncoder(_Described, Protocol):
     """A text encoder whose vector of a text depends on that text alone: shares of the texts may be encoded apart."""
 
     def encode_each(self, texts: Sequence[str], batch_size: int) -> Vectors:
@@ -57,6 +62,9 @@ class PerTextEncoder(TextEncoder, Protocol):
     def n_cut(self, texts: Sequence[str]) -> int:
         """How many of the texts are longer than the model's token limit, so that their ends are not read."""
         ...
+
+
+TextEncoder = CorpusEncoder | PerTextEncoder
 
 
 def fill_zero_rows(vectors: NDArray[Any], texts: Sequence[str], block_rows: int = 16_384) -> NDArray[Any]:

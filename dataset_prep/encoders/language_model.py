@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
-from .base import Vectors, compute_type, fill_zero_rows, folder_revision
+from .base import Vectors, compute_type, folder_revision
 
 __all__ = ["FAMILIES", "LanguageModelEncoder", "Recipe", "last_token", "llm2vec", "paper_llm2vec"]
 
@@ -140,13 +140,6 @@ class LanguageModelEncoder:
             "max_tokens": self._max_tokens,
             "computed_in": computed_in,
         }
-
-    def encode(self, texts: Sequence[str], batch_size: int, show_progress: bool = False) -> Vectors:
-        """Encode each distinct text once; as of `SentenceEncoder.encode`."""
-        distinct = list(dict.fromkeys(texts))
-        row = {text: r for r, text in enumerate(distinct)}
-        vectors: Vectors = self.encode_each(distinct, batch_size)[[row[text] for text in texts]]
-        return fill_zero_rows(vectors, texts)
 
     def encode_each(self, texts: Sequence[str], batch_size: int) -> Vectors:
         """Encode the texts as they come; shape (n, D), float32; zero rows stay zero."""

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
-from .base import Vectors, compute_type, fill_zero_rows, folder_revision, package_version
+from .base import Vectors, compute_type, folder_revision, package_version
 
 __all__ = ["SentenceEncoder", "minilm", "sentence_encoder", "static_embedding", "wordllama"]
 
@@ -67,24 +67,11 @@ class SentenceEncoder:
             "computed_in": str(next(model.parameters()).dtype).removeprefix("torch."),
         }
 
-    def encode(self, texts: Sequence[str], batch_size: int, show_progress: bool = False) -> Vectors:
-        """Encode each distinct text once.
-
-        Args:
-            texts: n texts; those longer than the model's limit are cut by the model.
-            batch_size: texts per forward pass.
-            show_progress: not used.
-
-        Returns:
-            Vectors, shape (n, D), float32; equal texts have equal rows, zero rows are filled (`fill_zero_rows`).
-        """
-        distinct = list(dict.fromkeys(texts))
-        row = {text: r for r, text in enumerate(distinct)}
-        vectors: Vectors = self.encode_each(distinct, batch_size)[[row[text] for text in texts]]
-        return fill_zero_rows(vectors, texts)
-
     def encode_each(self, texts: Sequence[str], batch_size: int) -> Vectors:
-        """Encode the texts as they come; shape (n, D), float32, (0, 0) without texts; zero rows stay zero."""
+        """Encode the texts as they come; shape (n, D), float32, (0, 0) without texts; zero rows stay zero.
+
+        Texts longer than the model's limit are cut by the model.
+        """
         if not texts:
             return np.zeros((0, 0), dtype=np.float32)
         vectors = self._model.encode_document(

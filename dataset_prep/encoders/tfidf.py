@@ -47,13 +47,11 @@ class TfidfEncoder:
         }
         self.revision = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
-    def encode(self, texts: Sequence[str], batch_size: int = 0, show_progress: bool = False) -> Vectors:
+    def encode(self, texts: Sequence[str]) -> Vectors:
         """Fit on `texts` and return their vectors; the same texts in the same order give the same bits.
 
         Args:
             texts: n texts, all there are: weights and axes are learnt from them.
-            batch_size: not used.
-            show_progress: not used.
 
         Returns:
             Vectors, shape (n, D), float32, D = min(max_width, n, number of distinct n-grams).

@@ -45,7 +45,7 @@ def test_a_template_makes_other_vectors_that_a_run_with_the_same_template_finds(
     assert manifest["text_fields"] == [template]
     expected = text_encoder("tfidf").encode(
         [f"{shape}: {colour} {shape} box" for shape in ("round", "square", "long", "flat", "small")
-         for colour in ("red", "blue", "green", "white", "black")], 1, False,
+         for colour in ("red", "blue", "green", "white", "black")],
     )  # fmt: skip
     np.testing.assert_array_equal(np.load(npy), expected)
     config, whole, *_ = prepared(text_template=template)

