@@ -41,7 +41,6 @@ def mk_mmd(
     ids: Tensor,
     kernel: str = "gaussian",
     alphas: Sequence[float] = ALPHAS,
-    mean_dist: Tensor | None = None,
     counts: Tensor | None = None,
 ) -> Tensor:
     """Squared multi-kernel MMD between two samples, unbiased within each; a scalar that can be negative.
@@ -60,8 +59,7 @@ def mk_mmd(
         ids: ID embeddings, shape (n, d). The pairing of the rows does not matter.
         kernel: a word of `KERNELS`.
         alphas: bandwidths as multiples of the mean distance, each > 0. Not used by kernels without bandwidth.
-        mean_dist: the mean distance to use instead of this batch's own: a scalar, squared distance for
-            `gaussian`, L1 for `laplacian`. Never differentiated, like the batch's own.
+            The mean is of squared distances for `gaussian`, of L1 for `laplacian`, and never differentiated.
         counts: multiplicities >= 0 of the n pairs of rows, shape (n,): the samples are those in which row i
             stands counts[i] times, N = sum(counts) >= 2, at the cost of the n distinct rows. A row's gradient
             is the sum over its repeats. None: each row once, N = n.
@@ -79,16 +77,15 @@ def mk_mmd(
     with torch.autocast(text.device.type, enabled=False):
         rows = torch.cat([at_least_float32(text), at_least_float32(ids)])
         if entry.value is gaussian:
-            value: Tensor = _GaussianMMD.apply(rows, _per_row(counts, rows), size, tuple(alphas), mean_dist)
+            value: Tensor = _GaussianMMD.apply(rows, _per_row(counts, rows), size, tuple(alphas))
             return value
-        return matrix_mmd(rows, entry, alphas, mean_dist, counts)
+        return matrix_mmd(rows, entry, alphas, counts)
 
 
 def matrix_mmd(
     rows: Tensor,
     kernel: Kernel,
     alphas: Sequence[float],
-    mean_dist: Tensor | None = None,
     counts: Tensor | None = None,
 ) -> Tensor:
     """The MMD for any kernel, by autograd on the shared (2n, 2n) matrix.
@@ -97,7 +94,6 @@ def matrix_mmd(
         rows: the joint sample [text; ids], shape (2n, d), float32 or wider.
         kernel: an entry of `KERNELS`.
         alphas: bandwidths as multiples of the mean distance.
-        mean_dist: see `mk_mmd`.
         counts: see `mk_mmd`.
 
     Returns:
@@ -110,8 +106,7 @@ def matrix_mmd(
     pairwise = kernel.pairwise(rows, rows)
     unit = pairwise.new_ones(())
     if kernel.has_bandwidth:
-        own_mean = count @ pairwise @ count / (2 * size) ** 2
-        unit = _usable_scale((own_mean if mean_dist is None else mean_dist.to(pairwise)).detach())
+        unit = _usable_scale((count @ pairwise @ count / (2 * size) ** 2).detach())
     total = pairwise.new_zeros(())
     for alpha in alphas if kernel.has_bandwidth else (1.0,):
         values = kernel.value(pairwise, alpha * unit)
@@ -139,15 +134,12 @@ class _GaussianMMD(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, rows: Tensor, count: Tensor, size: int, alphas: tuple[float, ...], mean_dist: Tensor | None
-    ) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, count: Tensor, size: int, alphas: tuple[float, ...]) -> Tensor:
         # Distances do not change; the Gram matrix gets more exact, and equal rows become exactly 0.
         rows = rows - rows[0]
         rows -= count @ rows / (2 * size)
-        own_mean = count @ rows.square().sum(dim=1) / size  # = the mean of |z_i - z_j|^2 over all pairs
-        unit = _usable_scale(own_mean if mean_dist is None else mean_dist.detach().to(rows))
-        scale = (max(alphas) * unit).rsqrt()
+        mean_dist = count @ rows.square().sum(dim=1) / size  # of |z_i - z_j|^2 over all pairs
+        scale = (max(alphas) * _usable_scale(mean_dist)).rsqrt()
         rows *= scale
         ratios = [max(alphas) / alpha for alpha in sorted(alphas, reverse=True)]
         value, pull = _sum_over_pairs(rows, count, size, ratios, ctx.needs_input_grad[0])
@@ -156,9 +148,9 @@ class _GaussianMMD(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None, None]:
         (grad,) = ctx.saved_tensors
-        return upstream[0] * grad, None, None, None, None
+        return upstream[0] * grad, None, None, None
 
 
 def _sum_over_pairs(
