@@ -102,13 +102,11 @@ class Kernel:
             bandwidth.
         value: (that matrix, scalar bandwidth) -> kernel values of the same shape.
         has_bandwidth: False means that `value` ignores the bandwidth, so there is only one kernel to sum.
-        is_characteristic: True means that the MMD is zero only for equal distributions.
     """
 
     pairwise: Callable[[Tensor, Tensor], Tensor]
     value: Callable[[Tensor, Tensor], Tensor]
     has_bandwidth: bool
-    is_characteristic: bool
 
     def __call__(self, x: Tensor, y: Tensor, bandwidth: float | Tensor = 1.0) -> Tensor:
         """Kernel values of all pairs of rows: (n, d) and (m, d) -> (n, m), for one bandwidth.
@@ -121,9 +119,9 @@ class Kernel:
 
 
 KERNELS: dict[str, Kernel] = {
-    "gaussian": Kernel(squared_distances, gaussian, has_bandwidth=True, is_characteristic=True),
-    "laplacian": Kernel(l1_distances, laplacian, has_bandwidth=True, is_characteristic=True),
-    "linear": Kernel(dot_products, _as_it_is, has_bandwidth=False, is_characteristic=False),
-    "cosine": Kernel(cosine_similarities, _as_it_is, has_bandwidth=False, is_characteristic=False),
+    "gaussian": Kernel(squared_distances, gaussian, has_bandwidth=True),
+    "laplacian": Kernel(l1_distances, laplacian, has_bandwidth=True),
+    "linear": Kernel(dot_products, _as_it_is, has_bandwidth=False),
+    "cosine": Kernel(cosine_similarities, _as_it_is, has_bandwidth=False),
 }
 """The kernels by config word. `cosine` is the true cosine; the published code's 1 - cos flips the sign."""

@@ -318,11 +318,9 @@ def test_gaussian_mk_mmd_is_large_for_different_and_near_zero_for_equal_distribu
 
 
 def test_only_characteristic_kernels_see_a_difference_in_spread():
+    """Their MMD is zero only for equal distributions; that of the others for equal means, of rows or of directions."""
     text, ids = rows(400, seed=1), 3 * rows(400, seed=2)
-    for name, kernel in KERNELS.items():
-        if kernel.is_characteristic:
-            assert mk_mmd(text, ids, name).item() > 0.1
-    assert abs(mk_mmd(text, ids, "cosine").item()) < 0.02
+    assert {name for name in KERNELS if abs(mk_mmd(text, ids, name).item()) > 0.1} == {"gaussian", "laplacian"}
 
 
 @pytest.mark.parametrize("loss", [mk_mmd, lambda t, e: info_nce(t, e, 0.1)])
