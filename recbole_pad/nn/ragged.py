@@ -36,8 +36,3 @@ class Ragged:
         first = length.cumsum(0) - length
         place = torch.repeat_interleave(torch.arange(len(rows), device=rows.device), length)
         return place, torch.arange(len(place), device=rows.device) + (start - first)[place]
-
-    def pairs(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """(place in `rows`, item) of every entry of the lists `rows`."""
-        place, entry = self.entries(rows)
-        return place, self.items[entry]

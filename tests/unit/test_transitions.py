@@ -270,6 +270,4 @@ def test_ragged_lists_give_back_what_went_in(triples: list[tuple[int, int, int]]
     expected = [(number, *pair) for number, pairs in enumerate(own) for pair in pairs]
     found = zip(place.tolist(), lists.items[entry].tolist(), lists.values[entry].tolist(), strict=True)
     assert list(found) == expected
-    same_place, own_items = lists.pairs(torch.tensor(asked, dtype=torch.int64))
-    assert (same_place.tolist(), own_items.tolist()) == (place.tolist(), lists.items[entry].tolist())
     assert Ragged.from_pairs(rows, items, 5).values is None
