@@ -208,16 +208,15 @@ class LanguageModelEncoder:
         pooled: Vectors = np.stack([row.cpu().numpy() for row in rows])
         return pooled
 
-    def states(self, rows: Sequence[Sequence[int]], left: bool = False) -> tuple[Any, list[int]]:
+    def states(self, rows: Sequence[Sequence[int]]) -> tuple[Any, list[int]]:
         """Last hidden states of token ids, each row seen by itself whatever it is batched with.
 
         Args:
             rows: token ids of each text.
-            left: pad on the left instead of the right.
 
         Returns:
-            Tensor (B, N, D), float32, of which the first (with `left` the last) so many positions of each row are its
-            tokens; and the lengths of the rows.
+            Tensor (B, N, D), float32, of which the first so many positions of each row are its tokens; and the
+            lengths of the rows.
         """
         import torch
 
@@ -227,9 +226,8 @@ class LanguageModelEncoder:
         ids = torch.zeros(len(rows), longest, dtype=torch.long, device=device)
         is_token = torch.zeros(len(rows), longest, dtype=torch.bool, device=device)
         for r, row in enumerate(rows):
-            place = slice(longest - len(row), longest) if left else slice(0, len(row))
-            ids[r, place] = torch.tensor(row, device=device)
-            is_token[r, place] = True
+            ids[r, : len(row)] = torch.tensor(row, device=device)
+            is_token[r, : len(row)] = True
         seen = is_token[:, None, None, :].expand(-1, 1, longest, -1)
         if not self._recipe.both_ways:
             seen = seen & torch.ones(longest, longest, dtype=torch.bool, device=device).tril()
