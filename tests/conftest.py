@@ -8,6 +8,7 @@ import random
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import torch
 import recbole_pad  # noqa: F401 - registers PAD before any RecBole import of a test
 from recbole_pad.backbone_classes import is_own
 from recbole_pad.backbones import BACKBONES
+from recbole_pad.model.pad import PAD
 from recbole_pad.preflight import settled_config
 from recbole_pad.property_files import own_backbone_settings, recbole_keys
 
@@ -142,6 +144,26 @@ def prepared(config: Callable[..., Any]) -> Callable[..., Any]:
         return settings, whole, *data_preparation(settings, whole)
 
     return make
+
+
+@pytest.fixture
+def build(prepared: Callable[..., Any]) -> Callable[..., SimpleNamespace]:
+    """``build(**changes)``: config, whole dataset, a fresh PAD model, and train, valid and test loader."""
+
+    def make(**changes: Any) -> SimpleNamespace:
+        config, whole, train, valid, test = prepared(**changes)
+        model = PAD(config, train._dataset)
+        return SimpleNamespace(config=config, whole=whole, model=model, train=train, valid=valid, test=test)
+
+    return make
+
+
+def with_noise(model: PAD) -> PAD:
+    """The model as it scores, its weights away from their start."""
+    torch.manual_seed(5)
+    for name, parameter in model.named_parameters():
+        torch.nn.init.normal_(parameter, std=1.0 if name.startswith("gate") else 0.3)
+    return model.eval()
 
 
 @pytest.fixture(scope="session")

@@ -12,23 +12,11 @@ import torch
 from recbole_pad import checkpoint
 from recbole_pad.config import PADConfig
 from recbole_pad.errors import InputError
-from recbole_pad.model.pad import PAD
 from recbole_pad.nn.gate import GATES
 from recbole_pad.seeding import seed_all
 from recbole_pad.trainer import PADTrainer
 
 Build = Callable[..., SimpleNamespace]
-
-
-@pytest.fixture
-def build(prepared: Callable[..., Any]) -> Build:
-    """``build(**changes)``: config, loaders and a fresh PAD model."""
-
-    def make(**changes: Any) -> SimpleNamespace:
-        config, _, train, valid, _ = prepared(**changes)
-        return SimpleNamespace(config=config, model=PAD(config, train._dataset), train=train, valid=valid)
-
-    return make
 
 
 def fitted(run: SimpleNamespace) -> PADTrainer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -141,14 +142,8 @@ def test_without_decay_nothing_is_averaged():
 
 
 @pytest.fixture
-def build(prepared: Callable[..., Any]) -> Build:
-    """``build(**changes)``: config, loaders and a fresh PAD model."""
-
-    def make(**changes: Any) -> SimpleNamespace:
-        config, _, train, valid, _ = prepared(**{"epochs": 3, "stopping_step": 9, "weight_average": DECAY, **changes})
-        return SimpleNamespace(config=config, model=PAD(config, train._dataset), train=train, valid=valid)
-
-    return make
+def build(build: Build) -> Build:
+    return partial(build, epochs=3, stopping_step=9, weight_average=DECAY)
 
 
 def copy_of(model: nn.Module) -> State:

@@ -18,6 +18,7 @@ from torch import Tensor
 from recbole_pad.backbones import BACKBONES
 from recbole_pad.data import followers
 from recbole_pad.model.pad import PAD
+from tests.conftest import with_noise
 from tests.reference import losses_loops, mmd_loops, plda_loops, rows_loops, scores_loops, transitions_loops
 
 EXPERT_SETS = [
@@ -39,16 +40,12 @@ Build = Callable[..., tuple[PAD, Any, Any]]
 
 
 @pytest.fixture
-def build(prepared: Callable[..., Any]) -> Build:
+def build(build: Callable[..., Any]) -> Build:
     """``build(**changes)``: a model with weights away from their start, and the train and test loader."""
 
     def make(**changes: Any) -> tuple[PAD, Any, Any]:
-        config, _, train, _, test = prepared(**changes)
-        model = PAD(config, train._dataset)
-        torch.manual_seed(5)
-        for name, parameter in model.named_parameters():
-            torch.nn.init.normal_(parameter, std=1.0 if name.startswith("gate") else 0.3)
-        return model.eval(), train, test
+        run = build(**changes)
+        return with_noise(run.model), run.train, run.test
 
     return make
 

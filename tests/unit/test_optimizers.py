@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,14 +30,9 @@ Build = Callable[..., SimpleNamespace]
 
 
 @pytest.fixture
-def build(prepared: Callable[..., Any]) -> Build:
-    """``build(**changes)``: config, loaders and a fresh PAD model whose loss samples items."""
-
-    def make(**changes: Any) -> SimpleNamespace:
-        config, _, train, valid, _ = prepared(**{**SAMPLED, **changes})
-        return SimpleNamespace(config=config, model=PAD(config, train._dataset), train=train, valid=valid)
-
-    return make
+def build(build: Build) -> Build:
+    """Its loss samples items."""
+    return partial(build, **SAMPLED)
 
 
 def trainer_of(run: SimpleNamespace, phase: str, folder: RunFolder | None = None) -> Any:

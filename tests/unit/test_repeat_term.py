@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +15,6 @@ from hypothesis import strategies as st
 from recbole.data.interaction import Interaction
 
 from recbole_pad.data.loader import of_all_rows
-from recbole_pad.model.pad import PAD
 from recbole_pad.model.repeat_term import RepeatTerm, best_shift, held_out_scores
 from recbole_pad.nn.score_pairs import ScorePairs
 from recbole_pad.phase_trainers import FinetuneTrainer
@@ -26,15 +26,9 @@ Build = Callable[..., SimpleNamespace]
 
 
 @pytest.fixture
-def build(prepared: Callable[..., Any]) -> Build:
-    """``build(**changes)``: config, loaders and a PAD model of the two experts that nothing trains."""
-
-    def make(**changes: Any) -> SimpleNamespace:
-        untrained = {"phases": ["finetune"], "experts": ["match", "markov"]}
-        config, _, train, valid, test = prepared(**untrained, **changes)
-        return SimpleNamespace(config=config, model=PAD(config, train._dataset), train=train, valid=valid, test=test)
-
-    return make
+def build(build: Build) -> Build:
+    """Of the two experts that nothing trains."""
+    return partial(build, phases=["finetune"], experts=["match", "markov"])
 
 
 def ndcg_of(scores: list[list[float]], histories: list[list[int]], targets: list[int], shift: float) -> float:

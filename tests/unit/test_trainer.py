@@ -34,18 +34,6 @@ LEARNED_GATE = {"gate_fit": "train", "expert_loss": "joint", "experts": ["rec", 
 Build = Callable[..., SimpleNamespace]
 
 
-@pytest.fixture
-def build(prepared: Callable[..., Any]) -> Build:
-    """``build(**changes)``: config, loaders and a fresh PAD model."""
-
-    def make(**changes: Any) -> SimpleNamespace:
-        config, _, train, valid, test = prepared(**changes)
-        model = PAD(config, train._dataset)
-        return SimpleNamespace(config=config, model=model, train=train, valid=valid, test=test)
-
-    return make
-
-
 def copy_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in model.state_dict().items()}
 

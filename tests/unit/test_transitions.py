@@ -20,6 +20,7 @@ from recbole_pad.model.pad import PAD
 from recbole_pad.model.transitions import Transitions, transition_cosines
 from recbole_pad.nn.ragged import Ragged
 from recbole_pad.nn.score_pairs import ScorePairs
+from tests.conftest import with_noise
 from tests.reference import transitions_loops
 
 N_ITEMS = 7  # with padding; items that no sequence holds are unseen
@@ -108,16 +109,13 @@ def test_it_has_nothing_to_train_or_to_store():
 
 
 @pytest.fixture
-def build(prepared: Callable[..., Any]) -> Build:
-    """``build(**changes)``: a model with weights away from their start, RecBole's trainer, train and test loader."""
+def build(build: Build) -> Build:
+    """With weights away from their start, and RecBole's trainer."""
 
     def make(**changes: Any) -> SimpleNamespace:
-        config, _, train, _, test = prepared(**changes)
-        model = PAD(config, train._dataset)
-        torch.manual_seed(5)
-        for name, parameter in model.named_parameters():
-            torch.nn.init.normal_(parameter, std=1.0 if name.startswith("gate") else 0.3)
-        return SimpleNamespace(model=model.eval(), trainer=Trainer(config, model), train=train, test=test)
+        run = build(**changes)
+        run.trainer = Trainer(run.config, with_noise(run.model))
+        return run
 
     return make
 
