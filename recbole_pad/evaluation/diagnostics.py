@@ -20,7 +20,7 @@ _ROWS_PER_BLOCK = 1024
 _DENSE = 50  # an item is drawn by trial where the candidates are more than so many times the items to avoid
 
 
-def unit_rows(vectors: Tensor) -> Tensor:
+def _float64_directions(vectors: Tensor) -> Tensor:
     """Rows of length 1, float64; zero rows stay zero."""
     return torch.nn.functional.normalize(vectors.detach().double(), dim=1)
 
@@ -31,7 +31,7 @@ def anisotropy(vectors: Tensor) -> float:
     Args:
         vectors: shape (n, d), n >= 2.
     """
-    unit = unit_rows(vectors)
+    unit = _float64_directions(vectors)
     n = len(unit)
     return float((unit.sum(dim=0).square().sum() - unit.square().sum()) / (n * (n - 1)))
 
@@ -51,7 +51,7 @@ def principal_plane(vectors: Tensor) -> NDArray[np.float32]:
 
     Each axis points to where its row farthest from 0 is. A component without variance is 0.
     """
-    centred = _centred(unit_rows(vectors))
+    centred = _centred(_float64_directions(vectors))
     n, width = centred.shape
     variances, axes = torch.linalg.eigh(_smaller_gram(centred))
     variances, axes = variances.flip(0)[:2].clamp(min=0), axes.flip(1)[:, :2]
@@ -89,7 +89,7 @@ def nearest_neighbours(vectors: Tensor, k: int = 10) -> Tensor:
     """
     if len(vectors) <= k:
         raise ValueError(f"n > {k} items are needed, got {len(vectors)}")
-    unit = unit_rows(vectors).float()
+    unit = _float64_directions(vectors).float()
     near = []
     for start in range(0, len(unit), _ROWS_PER_BLOCK):
         cosines = unit[start : start + _ROWS_PER_BLOCK] @ unit.T
@@ -135,7 +135,7 @@ def history_distances(
     items = np.concatenate(histories).astype(np.int64)
     other = np.repeat(np.asarray(others, dtype=np.int64), [len(items) for items in histories])
     used, places = np.unique(np.concatenate([items, other]), return_inverse=True)
-    unit = unit_rows(vectors[torch.from_numpy(used).to(vectors.device)])
+    unit = _float64_directions(vectors[torch.from_numpy(used).to(vectors.device)])
     one, two = torch.from_numpy(places).split(len(items))
     distances: NDArray[np.float64] = (1 - (unit[one] * unit[two]).sum(dim=1)).cpu().numpy()
     return distances

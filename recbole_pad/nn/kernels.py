@@ -51,10 +51,11 @@ def cosine_similarities(x: Tensor, y: Tensor) -> Tensor:
 
     A zero row has no direction: its similarity is 0 and its gradient finite.
     """
-    return _unit_rows(x) @ _unit_rows(y).T
+    return _directions(x) @ _directions(y).T
 
 
-def _unit_rows(x: Tensor) -> Tensor:
+def _directions(x: Tensor) -> Tensor:
+    """Rows of length 1, zero rows as they are; there the gradient of `F.normalize` would be 1e12 times as large."""
     sq_norm = (x * x).sum(dim=1, keepdim=True)
     return x * torch.where(sq_norm > 0, sq_norm, 1.0).rsqrt()
 
