@@ -107,6 +107,16 @@ def _write(folder: Path, header: str, lines: list[str], items: list[str]) -> Non
 
 
 @pytest.fixture
+def with_commas(data_path: Path, tmp_path: Path) -> dict[str, Any]:
+    """Settings of `tiny` with commas between the columns of both files."""
+    folder = tmp_path / "commas" / "tiny"
+    folder.mkdir(parents=True)
+    for name in ("tiny.inter", "tiny.item"):
+        (folder / name).write_text((data_path / "tiny" / name).read_text().replace("\t", ","))
+    return {"data_path": str(folder.parent), "field_separator": ","}
+
+
+@pytest.fixture
 def settings(data_path: Path) -> Callable[..., dict[str, Any]]:
     """``settings(model="PAD", **changes)``: a small config dict for a model."""
 

@@ -12,7 +12,8 @@ import torch
 from recbole.quick_start import load_data_and_model
 from recbole.utils import get_trainer
 
-from recbole_pad.quick_start import data_and_model, run_recbole, settled_config, train
+from recbole_pad.preflight import settled_config
+from recbole_pad.quick_start import data_and_model, run_recbole, train
 from recbole_pad.registration import MODELS
 from recbole_pad.tune import tune
 

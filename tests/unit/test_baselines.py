@@ -159,6 +159,12 @@ def test_no_train_interaction_at_all_is_no_division_by_zero():
     assert popularity_ties(np.zeros(3, dtype=np.int64)).tolist() == [0.0, 0.0, 0.0]
 
 
+def test_texts_are_split_like_the_interactions(built: Make, with_commas: dict[str, Any]):
+    (tabs, *_, rows), (commas, *_) = built("TextKNN"), built("TextKNN", **with_commas)
+    for interaction in test_batches(rows):
+        assert torch.equal(tabs.full_sort_predict(interaction), commas.full_sort_predict(interaction))
+
+
 # --- scores ------------------------------------------------------------------------------------------------
 
 

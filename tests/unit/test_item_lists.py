@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_pad.baselines.text import item_texts
 from recbole_pad.data.item_file import titles
 from recbole_pad.dataset_prep.item_texts import ItemFile, read_item_texts
 from recbole_pad.evaluation.item_lists import best_and_hardest
@@ -55,18 +54,10 @@ def test_titles_are_the_texts_that_the_encoder_reads(prepared: Callable[..., Any
     assert found["i01"] == "red round box. round"
 
 
-def test_texts_are_split_like_the_interactions(prepared: Callable[..., Any], data_path: Path, tmp_path: Path):
-    """RecBole's `field_separator` is of both files."""
-    folder = tmp_path / "commas" / "tiny"
-    folder.mkdir(parents=True)
-    for name in ("tiny.inter", "tiny.item"):
-        (folder / name).write_text((data_path / "tiny" / name).read_text().replace("\t", ","))
-    changes = {"text_transform": "none", "text_vectors_dir": "of_commas", "data_path": str(folder.parent)}
-    tabs = prepared(text_transform="none")
-    commas = prepared(field_separator=",", **changes)
-    assert titles(commas[1], {"i01"}) == {"i01": "red round box"}
-    assert torch.equal(commas[1].text_table.read(), tabs[1].text_table.read())
-    assert item_texts(commas[0], commas[1]).fingerprint == item_texts(tabs[0], tabs[1]).fingerprint
+def test_texts_are_split_like_the_interactions(prepared: Callable[..., Any], with_commas: dict[str, Any]):
+    tabs, commas = (prepared(text_vectors_dir=kind, **changes)[1] for kind, changes in (("t", {}), ("c", with_commas)))
+    assert titles(commas, {"i01"}) == {"i01": "red round box"}
+    assert torch.equal(commas.text_table.read(), tabs.text_table.read())
 
 
 def test_a_stock_models_titles_are_in_the_column_title(prepared: Callable[..., Any]):
