@@ -18,7 +18,7 @@ endif
 .PHONY: help install quickstart test bench check format clean
 
 help:
-	@echo "make quickstart   install if needed, then prepare a small data set, train PAD and print its results"
+	@echo "make quickstart   install if needed, then train PAD and, for an epoch, RecBole's SASRec on ml-100k, and print a table"
 	@echo "make test         every test that needs no GPU, slow ones too"
 	@echo "make bench        every figure of docs/performance.md, with its verdict (some 20 minutes; RECBOLE_PAD_DATA for all rows)"
 	@echo "make check        lint, format and type check"
