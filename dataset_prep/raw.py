@@ -119,7 +119,7 @@ def extra(module: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         package = module.partition(".")[0]
-        raise InputError(f"{package} is not installed; pip install 'recbole-pad[prepare]'") from error
+        raise InputError(f'{package} is not installed; pip install -e ".[prepare]" in the clone') from error
 
 
 def _open_plain(path: Path) -> IO[bytes]:

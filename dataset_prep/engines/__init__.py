@@ -51,7 +51,7 @@ def choose(word: str, n_bytes: int) -> str:
         return "pandas"
     if find_spec("duckdb") is None:
         log.warning(
-            "raw files of %.1f GB in memory; pip install 'recbole-pad[prepare]' for bounded memory", n_bytes / 1e9
+            'raw files of %.1f GB in memory; pip install -e ".[prepare]" in the clone for bounded memory', n_bytes / 1e9
         )
         return "pandas"
     return "duckdb"

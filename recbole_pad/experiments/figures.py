@@ -28,7 +28,7 @@ def require_matplotlib() -> None:
         InputError: if matplotlib is not installed.
     """
     if find_spec("matplotlib") is None:
-        raise InputError("figures need matplotlib: pip install 'recbole-pad[experiments]'")
+        raise InputError('figures need matplotlib: pip install -e ".[experiments]" in the clone')
 
 
 def draw(rows: Sequence[Row], title: str, form: str, path: Path) -> None:

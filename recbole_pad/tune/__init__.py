@@ -15,7 +15,7 @@ def tune(model: str, dataset: str, trials: int, **options: Any) -> dict[str, Any
         InputError: if Optuna is not installed, and as `search`.
     """
     if find_spec("optuna") is None:
-        raise InputError('tune: needs optuna, which is not installed: pip install "recbole-pad[tune]"')
+        raise InputError('tune: needs optuna, which is not installed: pip install -e ".[tune]" in the clone')
     from recbole_pad.tune.search import search
 
     return search(model, dataset, trials, **options)

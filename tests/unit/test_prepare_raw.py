@@ -111,7 +111,7 @@ def test_zstandard_files_of_several_frames_are_read_whole_and_shortened_ones_ref
 def test_an_optional_package_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "zstandard", None)
     (tmp_path / "r.json.zst").touch()
-    with pytest.raises(InputError, match=r"zstandard is not installed; pip install 'recbole-pad\[prepare\]'"):
+    with pytest.raises(InputError, match=r'zstandard is not installed; pip install -e "\.\[prepare\]"'):
         list(records(tmp_path / "r.json.zst"))
 
 

@@ -519,7 +519,7 @@ def test_a_storage_that_cannot_be_opened_is_named(word: str, message: str, tmp_p
 
 def test_without_optuna_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(__import__("sys").modules, "optuna", None)
-    with pytest.raises(InputError, match=r'not installed: pip install "recbole-pad\[tune\]"'):
+    with pytest.raises(InputError, match=r'not installed: pip install -e "\.\[tune\]"'):
         tune("PAD", "tiny", 3)
 
 
