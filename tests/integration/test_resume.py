@@ -16,7 +16,8 @@ import torch
 import yaml
 from recbole.trainer import Trainer
 
-from recbole_pad import checkpoint, result
+from recbole_pad import checkpoint
+from recbole_pad import result as result_module
 from recbole_pad.errors import InputError
 from recbole_pad.model.pad import PAD
 from recbole_pad.phase_trainers import PhaseTrainer
@@ -194,7 +195,7 @@ def test_a_run_killed_between_phases_does_not_train_the_finished_ones_again(
 def test_a_run_killed_in_the_final_evaluation_trains_nothing_again(
     asked: Settings, reference: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ):
-    killed(asked(), result, "write_json", at_call(1))
+    killed(asked(), result_module, "write_json", at_call(1))
     monkeypatch.setattr(PhaseTrainer, "_train_epoch", lambda *args, **kwargs: pytest.fail("trained again"))
     assert outcome(start(asked(resume=True))) == reference
 
