@@ -9,8 +9,8 @@ Row 1: 12,871 users, 8,347 items, histories of 9 items. Ours gives the exact ran
 history. `vectors`: from given user and item vectors. `evaluation`: `evaluate_split` of a PAD model; the item side is in
 it (ID tables, adapters, gate), so are batches and the metrics by group; user states are given: no encoder is in it.
 Width 64 is the ID expert alone, 576 the last phase with the four experts that have vectors: 3 x 64, and match's 384.
-Row 2: ours gives the ranks and the 20 best items of each user, in one pass each. The other side multiplies and keeps
-the 20 best in blocks of the same size. Memory is measured first, over what the process holds with both matrices made.
+Row 2: ours gives the ranks and the 20 best items of each user in one pass. The other side multiplies and keeps the 20
+best in blocks of the same size. Memory is measured first, over what the process holds with both matrices made.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from torch import Tensor
 
 import recbole_pad  # noqa: F401 - registers PAD
 from recbole_pad.evaluation.evaluate import ItemGroups, evaluate_split
-from recbole_pad.evaluation.ranking import Items, rank_targets, top_k
+from recbole_pad.evaluation.ranking import Items, rank_and_top_k, rank_targets
 from recbole_pad.model.pad import PAD
 from recbole_pad.preflight import settled_config
 
@@ -199,8 +199,7 @@ def large_row(n_items: int, repeats: int) -> dict[str, Any]:
         generator = torch.Generator().manual_seed(1)
         target = torch.randint(1, n, (n_users,), generator=generator)
         history = rows, torch.randint(1, n, (len(rows),), generator=generator)
-        table = Items.of_table(items[:n])
-        return rank_targets(users, table, target, history), top_k(users, table, K, history)
+        return rank_and_top_k(users, Items.of_table(items[:n]), target, K, history)
 
     memory = {}
     for n in (n_items // 4, n_items):

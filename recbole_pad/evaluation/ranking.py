@@ -9,7 +9,7 @@ rows of a block that hold a score above the k-th best so far.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -85,8 +85,8 @@ def rank_targets(
     grid = _Grid.of(len(users), items.n_items, users.device, score_memory_mb)
     scores = _Scores(users, items, grid, extra)
     counts = _TargetCounts(scores, target, history)
-    _walk(scores, counts)
-    _walk(scores, counts, counts.restart())
+    _walk(scores, [counts])
+    _walk(scores, [counts], counts.restart())
     return counts.ranks()
 
 
@@ -118,8 +118,28 @@ def top_k(
     """
     grid = _Grid.of(len(users), items.n_items, users.device, score_memory_mb)
     best = _RunningTopK(users, k, history, grid)
-    _walk(_Scores(users, items, grid, extra), best)
+    _walk(_Scores(users, items, grid, extra), [best])
     return best.lists()
+
+
+@torch.no_grad()
+def rank_and_top_k(
+    users: Tensor,
+    items: Items,
+    target: Tensor,
+    k: int,
+    history: History | None = None,
+    score_memory_mb: float = SCORE_MEMORY_MB,
+    extra: ScorePairs | None = None,
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """`rank_targets` and `top_k` (without the history) in one pass over the items."""
+    grid = _Grid.of(len(users), items.n_items, users.device, score_memory_mb)
+    scores = _Scores(users, items, grid, extra)
+    counts = _TargetCounts(scores, target, history)
+    best = _RunningTopK(users, k, history, grid)
+    _walk(scores, [counts, best])
+    _walk(scores, [counts], counts.restart())
+    return counts.ranks(), best.lists()
 
 
 @dataclass(frozen=True)
@@ -213,14 +233,15 @@ class _Scores:
         return scores + self.extra.at(users, target, grid.n_items).to(scores.dtype)
 
 
-def _walk(scores: _Scores, consumer: _Consumer, chunks: set[int] | None = None) -> None:
-    """Show each block of scores to the consumer; only of the row chunks `chunks`, if given."""
+def _walk(scores: _Scores, consumers: Sequence[_Consumer], chunks: set[int] | None = None) -> None:
+    """Show each block of scores to the consumers; only of the row chunks `chunks`, if given."""
     if chunks is not None and not chunks:
         return
     has_nan = torch.zeros(len(scores.users), dtype=torch.bool, device=scores.users.device)
     for block in scores.blocks(chunks):
         has_nan[block.rows] |= torch.isnan(block.highest)
-        consumer.see(block)
+        for consumer in consumers:
+            consumer.see(block)
     refuse_nan(has_nan)
 
 

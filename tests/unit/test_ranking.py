@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from recbole_pad.evaluation import ranking
-from recbole_pad.evaluation.ranking import Items, rank_targets, top_k
+from recbole_pad.evaluation.ranking import Items, rank_and_top_k, rank_targets, top_k
 from recbole_pad.evaluation.ranks import target_ranks
 from recbole_pad.nn.score_pairs import ScorePairs
 from tests.reference import ranks_loops
@@ -124,8 +124,10 @@ def test_a_target_score_foretold_wrongly_is_counted_again(block: tuple[int, int]
     monkeypatch.setattr(ranking._Scores, "of_targets", off_by_a_bit)
     with blocks_of(*block):
         found = rank_targets(users, Items.of_table(items), target, (history[0], history[1]))
-    assert torch.equal(found[0], expected[0])
-    assert torch.equal(found[1], expected[1])
+        both, _ = rank_and_top_k(users, Items.of_table(items), target, 3, (history[0], history[1]))
+    for one, two, three in zip(found, both, expected, strict=True):
+        assert torch.equal(one, three)
+        assert torch.equal(two, three)
 
 
 @pytest.mark.parametrize("block", BLOCKS)
@@ -143,10 +145,12 @@ def test_extra_scores_of_a_few_pairs_count_as_if_they_stood_in_the_matrix(block:
     pairs = (history[0], history[1])
     with blocks_of(*block):
         found = rank_targets(users, Items.of_table(items), target, pairs, extra=extra)
+        both, _ = rank_and_top_k(users, Items.of_table(items), target, 3, pairs, extra=extra)
         best, _ = top_k(users, Items.of_table(items), 5, pairs, extra=extra)
     assert torch.equal(best, scores.topk(5).values)
-    assert torch.equal(found[0], expected[0])
-    assert torch.equal(found[1], expected[1])
+    for one, two, three in zip(found, both, expected, strict=True):
+        assert torch.equal(one, three)
+        assert torch.equal(two, three)
 
 
 @pytest.mark.parametrize("block", [(256, 2**20), (16, 16 * 128), (100, 5000)])
@@ -160,11 +164,14 @@ def test_ranks_and_lists_of_random_vectors_equal_those_of_the_whole_matrix(block
     best = scores.topk(20)
     table, pairs = Items.of_table(items), (history[0], history[1])
     with blocks_of(*block):
-        ranks, lists = rank_targets(users, table, target, pairs), top_k(users, table, 20, pairs)
-    assert torch.equal(ranks[0], expected[0])
-    assert torch.equal(ranks[1], expected[1])
-    assert torch.equal(lists[1], best.indices)
-    torch.testing.assert_close(lists[0], best.values)
+        ranks, lists = rank_and_top_k(users, table, target, 20, pairs)
+        alone, list_alone = rank_targets(users, table, target, pairs), top_k(users, table, 20, pairs)
+    for found in (ranks, alone):
+        assert torch.equal(found[0], expected[0])
+        assert torch.equal(found[1], expected[1])
+    for found in (lists, list_alone):
+        assert torch.equal(found[1], best.indices)
+        torch.testing.assert_close(found[0], best.values)
 
 
 def test_without_a_history_both_ranks_are_equal_and_separate():
@@ -237,9 +244,7 @@ def test_a_gpu_gives_the_same_ranks_and_lists(block: tuple[int, int]):
     expected = target_ranks(users @ items.T, target, *history)
     on_gpu = (history[0].cuda(), history[1].cuda())
     with mock.patch.dict(ranking._BLOCK, {"cuda": block}):
-        table = Items.of_table(items.cuda())
-        ranks = rank_targets(users.cuda(), table, target.cuda(), on_gpu)
-        lists = top_k(users.cuda(), table, 20, on_gpu)
+        ranks, lists = rank_and_top_k(users.cuda(), Items.of_table(items.cuda()), target.cuda(), 20, on_gpu)
     assert torch.equal(ranks[0].cpu(), expected[0])
     assert torch.equal(ranks[1].cpu(), expected[1])
     assert torch.equal(lists[0].cpu(), top_k(users, Items.of_table(items), 20, (history[0], history[1]))[0])
