@@ -12,7 +12,7 @@ import torch
 
 import recbole_pad
 from recbole_pad.backbone_classes import own_files
-from recbole_pad.config import PADConfig, phase_view
+from recbole_pad.config import PADConfig, experts_to_load, phase_view
 from recbole_pad.dataset_prep.digest import file_sha256
 from recbole_pad.dataset_prep.files import write_text, write_whole
 from recbole_pad.errors import InputError
@@ -98,10 +98,14 @@ def fingerprint(config: Any, dataset: Any, phase: str) -> str:
         content["global_time_cuts"] = bool(config["global_time_cuts"])
     if PHASES[phase].is_gated:
         content["experts"] = settings.experts
+        content["eval_batch_size"] = config[
+            "eval_batch_size"
+        ]  # where rows are many, the gate is fitted on some batches
+    wanted = experts_to_load(config)
     loaded = members | {STARTS_FROM[name] for name in members if name in STARTS_FROM}  # an expert may start as a copy
-    if config["init_checkpoint"] and (config["init_experts"] is None or loaded & set(config["init_experts"])):
+    if config["init_checkpoint"] and (wanted is None or loaded & set(wanted)):
         content["init"] = _initial_weights(Path(config["init_checkpoint"]))
-        content["init_experts"] = config["init_experts"]
+        content["init_experts"] = wanted
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from typing import Any
 
-from recbole.evaluator.register import metric_types
+from recbole.evaluator.register import metric_information, metric_types
 from recbole.utils import EvaluatorType
 
 from recbole_pad.backbone_classes import backbone_spec
@@ -181,6 +181,11 @@ def name_list(given: Any) -> list[str]:
     return [str(name) for name in given]
 
 
+def experts_to_load(config: Any) -> list[str] | None:
+    """The experts of config key `init_experts`; None: all that the file of `init_checkpoint` holds."""
+    return None if config["init_experts"] is None else name_list(config["init_experts"])
+
+
 def columns_or_template(fields: Any, template: Any) -> list[str]:
     """What a text is made of, for `read_item_texts`: the template alone if there is one, else the columns."""
     return [str(template)] if template else name_list(fields)
@@ -212,6 +217,9 @@ def check_run(config: Any) -> None:
     for key, (low, high) in _RECBOLE_RANGES.items():
         if config[key] is not None:
             check_number(key, config[key], low, high, isinstance(low, int))
+    for metric in _as_list(config["metrics"]):
+        if set(metric_information.get(str(metric).lower(), ())) & _NO_TENSORS:
+            raise InputError(f"metrics: RecBole 1.2.1 fails on {metric} at the first validation; leave it out")
     name, at, k = str(config["valid_metric"]).lower().partition("@")
     metrics, topk = (_as_list(config[key]) for key in ("metrics", "topk"))
     has_k = metric_types.get(name) == EvaluatorType.RANKING and name != "gauc"
@@ -268,6 +276,12 @@ _WORDS: dict[str, tuple[str, ...]] = {
     "sparse_updates": ("auto", "always", "never"),
     "precision": ("float32", "bfloat16"),
 }
+_NO_TENSORS = {
+    "data.num_items",
+    "data.num_users",
+    "data.count_items",
+    "data.count_users",
+}  # no tensors: .cpu() fails
 # Of RecBole's keys, where they are set; whole numbers where the lower end is one.
 _RECBOLE_RANGES: dict[str, tuple[float, float]] = {
     "train_batch_size": (1, 10**9),

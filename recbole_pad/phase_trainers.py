@@ -100,7 +100,8 @@ class PhaseTrainer(AveragingTrainer):
     def _build_optimizer(self, **kwargs: Any) -> Any:
         """RecBole's optimizer over the phase's own parameters; tables with sparse gradients have one of their own."""
         experts = [self.model.experts[name] for name in self.model.learning_experts()]
-        gate = self.model.gate.parameters() if "gate" in self.model.phase_modules() else ()
+        has_gate = "gate" in self.model.phase_modules() and self.settings.gate_fit != "none"
+        gate = self.model.gate.parameters() if has_gate else ()
         tables = row_tables(experts)
         dense = super()._build_optimizer(params=dense_groups(experts, gate, self.settings, tables), **kwargs)
         if not tables:

@@ -168,6 +168,8 @@ def run_recbole(
     config = checked_config(model, dataset, config_file_list, config_dict)
     if config["resume"] and not has_phases(model):
         raise InputError(f"resume: {model} has no phases to go on with; start it again, without resume")
+    if config["resume"] and config["train_seconds"] is not None:
+        raise InputError("resume: the time of train_seconds would begin anew; start again, without one of them")
     processes = Processes.of(config)
     _init_logger(config, processes)
     getLogger().info(config)
@@ -275,11 +277,14 @@ def train(
 
 
 def _item_groups(config: Any, whole: Any, valid_data: Any, test_data: Any) -> ItemGroups | None:
-    """Item frequencies and histories, where the report by groups is defined: full ranking, two splits."""
+    """Item frequencies and histories, where the report by groups is defined: full ranking, two splits, made here.
+
+    Rows of ready-made files (`benchmark_filename`) do not say what histories they were cut from.
+    """
     split, mode = config["eval_args"]["split"], config["eval_args"]["mode"]
     groupable = config["MODEL_TYPE"] == ModelType.SEQUENTIAL and (
         split.get("LS") == "valid_and_test" or cuts_globally(config)
     )
-    if not groupable or set(mode.values()) != {"full"}:
+    if not groupable or config["benchmark_filename"] or set(mode.values()) != {"full"}:
         return None
     return ItemGroups.of(whole, valid_data, test_data, int(config["n_bins"] or 10))

@@ -11,7 +11,7 @@ from torch import nn
 
 from recbole_pad import checkpoint
 from recbole_pad.checkpoint import RunFolder
-from recbole_pad.config import PADConfig
+from recbole_pad.config import PADConfig, experts_to_load
 from recbole_pad.dataset_prep.files import make_folder, write_whole
 from recbole_pad.distributed import Processes
 from recbole_pad.errors import InputError
@@ -146,7 +146,7 @@ class PADTrainer(Trainer):
             return set()
         path = Path(self.config["init_checkpoint"])
         content = checkpoint.load(path, self.device)
-        wanted = self.config["init_experts"]
+        wanted = experts_to_load(self.config)
         names = list(content["modules"]) if wanted is None else [f"experts.{name}" for name in wanted]
         missing = [name for name in names if name not in content["modules"]]
         if missing:

@@ -16,7 +16,7 @@ from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 from torch import Tensor
 
-from recbole_pad.baselines.counts import linear_transitions, popularity_ties, transition_probabilities
+from recbole_pad.baselines.counts import TIE_WEIGHT, linear_transitions, popularity_ties, transition_probabilities
 from recbole_pad.baselines.text import item_texts
 from recbole_pad.data.histories import decayed_history
 from recbole_pad.errors import InputError
@@ -164,7 +164,10 @@ def _dense(matrix: Any) -> np.ndarray:
 
 
 def _by_largest(scores: np.ndarray) -> np.ndarray:
-    """Each row divided by its largest absolute score, so that negative cosines keep their sign; (B, V)."""
+    """Each row divided by its largest absolute score, so that negative cosines keep their sign; (B, V).
+
+    A row of nothing but ties (a history without followers) stays as it is: it would be popularity at full weight.
+    """
     largest = np.maximum(scores.max(axis=1, keepdims=True), -scores.min(axis=1, keepdims=True))
-    quotient: np.ndarray = scores / (largest + _NO_ZERO)
+    quotient: np.ndarray = scores / np.where(largest > TIE_WEIGHT, largest + _NO_ZERO, 1.0)
     return quotient

@@ -48,6 +48,12 @@ class PADDataset(SequentialDataset):
             )
         self._settings = PADConfig.read(config)
         self.train_rows = train_rows_of(self._settings.train_rows, self._settings.backbone)
+        mode = next((mode for mode in config["eval_args"]["mode"].values() if str(mode).startswith("pop")), None)
+        if mode is not None and self.train_rows == "sequences":
+            raise InputError(
+                f"eval_args: mode {mode} draws items by how many rows end in them, and train_rows: sequences makes few "
+                "rows: other models would be ranked among other items. Use uniN or full, or set train_rows: prefixes"
+            )
         super().__init__(config)
 
     def data_augmentation(self) -> None:

@@ -16,6 +16,7 @@ from recbole_pad.evaluation.ranks import target_ranks
 from recbole_pad.nn.score_pairs import ScorePairs
 
 _PAIR_BYTES = 8 + 8 + 4
+_HISTORY_BYTES = 80  # of an item of a history, while those that wait are put together and sorted
 _CPU_ROWS, _CPU_SCORES = 256, 2**21  # of a score matrix: whichever gives more rows
 
 Pairs = Callable[[Tensor, Tensor], History]
@@ -138,7 +139,9 @@ class _InnerProducts:
         self._waiting.append((users, target))
         self._n_waiting += len(users)
         n_pairs = sum(len(extra.rows) for extra in self._extras)
-        if 4 * self._n_waiting * users.size(1) + _PAIR_BYTES * n_pairs > self._memory_mb * 2**20:
+        n_masked = sum(len(rows) for rows, _ in self._histories)
+        n_bytes = 4 * self._n_waiting * users.size(1) + _PAIR_BYTES * n_pairs + _HISTORY_BYTES * n_masked
+        if n_bytes > self._memory_mb * 2**20:
             self._rank_waiting()
 
     def _rank_waiting(self) -> None:

@@ -104,7 +104,15 @@ def _variant(word: str) -> Variant:
             settings.append(part)
         else:  # a colon inside a value: text_encoder=file:x.npy
             settings[-1] += f":{part}"
-    return Variant(word, model, parse_settings(settings))
+    return Variant(word, model, _own(word, parse_settings(settings)))
+
+
+def _own(label: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings, refused where the comparison sets them for each run."""
+    for key in _NOT_SHARED:
+        if key in settings:
+            raise InputError(f"models: {label}: {key} cannot be set for one model; use --models, --datasets, --seeds")
+    return settings
 
 
 def _of_file(word: str) -> list[Variant]:
@@ -119,7 +127,7 @@ def _of_file(word: str) -> list[Variant]:
     for label, settings in content.items():
         model = settings.pop("model", label)
         check_model(model)
-        variants.append(Variant(str(label), model, settings))
+        variants.append(Variant(str(label), model, _own(str(label), settings)))
     return variants
 
 

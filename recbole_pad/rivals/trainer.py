@@ -47,8 +47,9 @@ class RivalTrainer(AveragingTrainer):
     ) -> tuple[float, Any]:
         """As RecBole's `Trainer.fit`; `stopping_step` may be ``auto``.
 
-        The model ends with its best weights, also with ``saved=False``, if anything was validated. To them the repeat
-        term is then fitted: the validation result is in-sample for this one number.
+        The model ends with its best weights, also with ``saved=False``, or where no epoch is validated with the last
+        average. To them the repeat term is then fitted, if there are validation rows: the validation result is
+        in-sample for this one number.
         """
         self.stopping_step = patience(self.model.settings.stopping_step, self.eval_step, len(train_data))
         if self.start_epoch < self.epochs:
@@ -63,15 +64,19 @@ class RivalTrainer(AveragingTrainer):
 
         with suppress(BudgetSpent):
             super().fit(train_data, valid_data, verbose, saved, show_progress, validated)
-        if self.best_valid_result:
-            content = self._saved_content() if saved else {"state_dict": best}
+        is_kept = self.best_valid_result or self.eval_step <= 0 or not valid_data
+        content = self._saved_content() if saved and is_kept else {"state_dict": best}
+        if content["state_dict"]:
             self.model.load_state_dict(content["state_dict"])
-            self.average.restart()
-            if self._fits_repeat_term():
-                fit_repeat_term(self.model, valid_data)
+        else:  # nothing was kept: the average of the last steps
+            self.average.enter()
+        self.average.restart()
+        if is_kept and valid_data and self._fits_repeat_term():
+            fit_repeat_term(self.model, valid_data)
+            if self.best_valid_result:
                 self.best_valid_score, self.best_valid_result = self._valid_epoch(valid_data)
-                if saved:
-                    self._save_shift(content)
+            if saved:
+                self._save_shift(content)
         return self.best_valid_score, self.best_valid_result
 
     def _fits_repeat_term(self) -> bool:

@@ -307,6 +307,25 @@ def test_models_of_item_features_are_tested_on_the_same_rows(settings: Settings,
     assert rows[0] == rows[1] > 0
 
 
+def test_ready_made_rows_are_ranked_and_not_reported_by_groups(settings: Settings, tmp_path: Path):
+    """They do not say what histories they were cut from, so neither masks nor train frequencies are known."""
+    folder = tmp_path / "data" / "ready"
+    folder.mkdir(parents=True)
+    for part, users in (("train", range(20)), ("valid", range(20, 25)), ("test", range(25, 30))):
+        rows = [f"s{user}\ti{user % 7} i{(user + 1) % 7}\ti{(user + 2) % 7}" for user in users]
+        header = "session_id:token\titem_id_list:token_seq\titem_id:token"
+        (folder / f"ready.{part}.inter").write_text("\n".join([header, *rows]) + "\n")
+    changes = {
+        "data_path": str(folder.parent), "benchmark_filename": ["train", "valid", "test"], "protocol": "recbole",
+        "USER_ID_FIELD": "session_id", "load_col": {"inter": ["session_id", "item_id_list", "item_id"]},
+        "alias_of_item_id": ["item_id_list"], "train_neg_sample_args": None, "n_layers": 1, "epochs": 1,
+    }  # fmt: skip
+    result = run_recbole("SASRec", "ready", config_dict=settings("SASRec", **changes))
+    assert result["test_result"]["hit@10"] == 1.0  # of seven items
+    assert "test" not in result["report"]["phases"]["train"]
+    assert not (Path(result["run_folder"]) / "ranks.npz").exists()
+
+
 @pytest.mark.parametrize(("model", "changes"), MODELS[:2])
 def test_a_run_that_is_not_saved_leaves_no_file(
     model: str, changes: dict[str, Any], settings: Settings, tmp_path: Path

@@ -200,6 +200,11 @@ def test_a_run_killed_in_the_final_evaluation_trains_nothing_again(
     assert outcome(start(asked(resume=True))) == reference
 
 
+def test_a_run_with_a_budget_is_not_resumed(asked: Settings):
+    with pytest.raises(InputError, match="resume: the time of train_seconds would begin anew"):
+        start(asked(resume=True, train_seconds=9))
+
+
 def test_a_run_killed_again_and_again_ends_as_if_it_had_not_been(
     asked: Settings, reference: dict[str, Any], tmp_path: Path
 ):

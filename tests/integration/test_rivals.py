@@ -189,7 +189,13 @@ def test_without_a_file_the_model_ends_with_its_best_weights(term: str, asked: C
     assert not_saved["best_valid_result"] == saved["best_valid_result"]
 
 
-def test_where_nothing_is_validated_nothing_is_fitted(asked: Callable[..., Any]):
-    result = run_recbole("MoRec", "chain", config_dict=asked(eval_step=0, metrics=["Hit"]))
-    assert result["report"]["phases"]["train"]["epochs"] == 2
-    assert result["test_result"]["hit@10"] >= 0
+def test_where_no_epoch_is_validated_the_last_average_is_scored_and_the_term_fitted(asked: Callable[..., Any]):
+    """With a file and without one alike; `valid_metric` need not be computed then."""
+    changes = {"eval_step": 0, "metrics": ["Hit"], "learning_rate": 0.1, "weight_average": 0.9, "mask_history": False}
+    saved, not_saved = (
+        run_recbole("MoRec", "tiny", config_dict=asked(**changes), saved=saved) for saved in (True, False)
+    )
+    assert saved["report"]["phases"]["train"]["epochs"] == 2
+    assert saved["report"]["repeat_term"] != 0
+    assert not_saved["report"]["repeat_term"] == saved["report"]["repeat_term"]
+    assert not_saved["test_result"] == saved["test_result"]

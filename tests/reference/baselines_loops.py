@@ -97,8 +97,8 @@ def text_knn(
 
 
 def hybrid(markov_scores: Sequence[float], text_scores: Sequence[float], text_weight: float) -> list[float]:
-    """Both over their largest, the text's times its weight."""
-    most, most_text = max(markov_scores) + 1e-9, max(text_scores) + 1e-9
+    """Both over their largest, the text's times its weight; where no score is above the ties, as it is."""
+    most, most_text = (max(scores) + 1e-9 if max(scores) > 1e-6 else 1 for scores in (markov_scores, text_scores))
     return [a / most + text_weight * b / most_text for a, b in zip(markov_scores, text_scores, strict=True)]
 
 

@@ -97,10 +97,20 @@ def test_a_gate_that_is_not_fitted_keeps_its_start_values(start: Any, build: Bui
     assert torch.equal(run.model.gate.items.logits, before)
 
 
+def test_a_gate_that_is_not_fitted_is_no_part_of_the_joint_loss(build: Build):
+    run = build(gate_fit="none", expert_loss="joint", experts=["rec", "align", "llm"], phases=["finetune"])
+    before = {name: value.clone() for name, value in run.model.gate.state_dict().items()}
+    encoder = run.model.experts["llm"].items.adapter.state_dict()
+    started = {name: value.clone() for name, value in encoder.items()}
+    fitted(run)
+    assert all(torch.equal(value, before[name]) for name, value in run.model.gate.state_dict().items())
+    assert any(not torch.equal(value, started[name]) for name, value in encoder.items())
+
+
 def test_experts_are_taken_over_from_a_file_and_the_gate_is_not(build: Build, tmp_path: Any):
     first = build()
     file = str(fitted(first).folder.phase_file("finetune"))
-    second = build(init_checkpoint=file, init_experts=["rec", "llm"], seed=11)
+    second = build(init_checkpoint=file, init_experts="[rec,llm]", seed=11)
     start = second.model.gate.state_dict()
     start = {name: value.clone() for name, value in start.items()}
     trainer = PADTrainer(second.config, second.model)

@@ -293,6 +293,11 @@ def test_a_negative_largest_score_does_not_turn_the_order_round():
     np.testing.assert_allclose(found, [[-1, -1 / 3, -2 / 3], [0, 0, 0], [0.25, -1, 0.5]], atol=1e-8)
 
 
+def test_ties_alone_are_no_evidence():
+    scores = np.array([[1e-6, 5e-7, 0.0], [0.5, 1e-6, 0.0]])
+    np.testing.assert_allclose(models._by_largest(scores), [[1e-6, 5e-7, 0], [1, 2e-6, 0]], rtol=1e-7)
+
+
 def test_held_out_interactions_do_not_count(built: Make, data_path: Path, tmp_path: Path):
     """Other last two items, same scores for the same history."""
     model, _, _, valid, _ = built("MarkovChain")

@@ -236,10 +236,11 @@ ALL = ["pretrain", "align", "finetune"]
         ({"markov_decay": 0.5}, ["finetune"]),
         ({"finetune.weight_average": 0}, ["finetune"]),
         ({"finetune.learning_rate": 0.02}, ["finetune"]),
+        ({"eval_batch_size": 7}, ["finetune"]),
         # where and how a run happens
         ({"checkpoint_dir": "elsewhere", "show_progress": True, "state": "INFO"}, []),
         ({"text_vectors_dir": "elsewhere"}, []),
-        ({"eval_batch_size": 7, "metrics": ["Hit", "NDCG"], "topk": [10, 30]}, []),
+        ({"metrics": ["Hit", "NDCG"], "topk": [10, 30]}, []),
         ({"phase_cache": "cache", "resume": True}, []),
         ({"protocol": "pad"}, []),
     ],
@@ -328,7 +329,7 @@ def test_the_initial_weights_count_where_an_expert_starts_as_a_copy_of_theirs(
         file = tmp_path / f"{name}.pth"
         checkpoint.save(file, {"modules": {"experts.rec": {"weight": torch.tensor(value)}}})
         config, _, train, _, _ = prepared(
-            phases=["align"], align_start="pretrain", init_checkpoint=str(file), init_experts=["rec"]
+            phases=["align"], align_start="pretrain", init_checkpoint=str(file), init_experts="[rec]"
         )
         found.append(checkpoint.fingerprint(config, train._dataset, "align"))
     assert found[0] != found[1]

@@ -353,6 +353,7 @@ def test_settings_that_can_run_are_taken(config, model: str, changes: dict[str, 
     ("key", "value"),
     [
         ("valid_metric", "Hit"), ("valid_metric", "Hit@x"), ("valid_metric", "Hit@7"), ("valid_metric", "AUC@10"),
+        ("metrics", ["NDCG", "ItemCoverage"]), ("metrics", ["NDCG", "averagepopularity"]),
         ("backbone", None), ("backbone", 3), ("seed", -1), ("seed", 1.5), ("train_batch_size", True),
     ],
 )  # fmt: skip

@@ -282,6 +282,15 @@ def test_ready_made_splits_are_refused(config):
         PADDataset(config(benchmark_filename=["train", "valid", "test"]))
 
 
+def test_popular_items_as_candidates_are_refused_where_few_rows_are_made(config):
+    """RecBole's sampler counts the rows: the candidates would not be those of other models."""
+    popular = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "pop10"}
+    changes = {"eval_args": popular, "mask_history": False, "gate_fit": "none"}
+    with pytest.raises(InputError, match=r"eval_args: mode pop10 .* train_rows: prefixes"):
+        PADDataset(config(**changes))
+    assert PADDataset(config(train_rows="prefixes", **changes)).train_rows == "prefixes"
+
+
 def test_rows_that_the_backbone_cannot_use_are_refused(config):
     with pytest.raises(InputError, match=r"train_rows: sequences needs a causal state .* NARM"):
         PADDataset(config(backbone="NARM", train_rows="sequences"))

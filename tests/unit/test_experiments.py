@@ -162,6 +162,7 @@ def test_a_variants_own_settings_win_over_the_shared_ones():
         (["PAD,PAD"], "'PAD' stands there twice"),
         (["PAD:backbone"], "setting 'backbone' is not understood"),
         (["PAD:x=1:x=2"], "setting 'x' comes twice"),
+        (["PAD:seed=5"], "PAD:seed=5: seed cannot be set for one model"),
         (["PAD:x=[1"], "'PAD:x=\\[1'|is not YAML"),
         ([","], "name at least one"),
     ],
