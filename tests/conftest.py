@@ -53,7 +53,7 @@ _BACKBONE_KEYS = {
 
 @pytest.fixture(scope="session", autouse=True)
 def no_command_line() -> Iterator[None]:
-    """RecBole reads sys.argv: pytest's own flags, such as --maxfail=2, are no settings."""
+    """RecBole reads sys.argv: pytest's own flags, such as --maxfail=2, are no settings, in no fixture either."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["pytest"])
         yield
@@ -61,8 +61,9 @@ def no_command_line() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def clean_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Each test runs in its own folder, with no log handlers."""
+    """Each test runs in its own folder, with an empty command line (our commands write to it) and no log handlers."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["pytest"])
     handlers, level = logging.getLogger().handlers[:], logging.getLogger().level
     torch.manual_seed(0)
     np.random.seed(0)
