@@ -20,7 +20,7 @@ from recbole_pad.keys import FIRST_READ_IN, WITHOUT_EFFECT
 from recbole_pad.phases import PHASES, STARTS_FROM, WITHOUT_TEXT
 
 FORMAT = "recbole_pad checkpoint 1"
-NUMBERS = 5  # raised with every change that moves the numbers of a run: older phases are then not taken from a cache
+NUMBERS = 6  # raised with every change that moves the numbers of a run: older phases are then not taken from a cache
 
 # Beside keys without effect: what the fingerprint holds in another form, or what comes after training.
 _NOT_FINGERPRINTED = WITHOUT_EFFECT | set(
