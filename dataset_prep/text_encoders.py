@@ -7,7 +7,6 @@ model, by name or local folder, works as well. To add a word: write a class as o
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,6 +25,7 @@ from .encoders.language_model import last_token, llm2vec, paper_llm2vec
 from .encoders.sentence import SentenceEncoder, minilm, sentence_encoder, wordllama
 from .encoders.tfidf import TfidfEncoder, tfidf
 from .errors import InputError
+from .pick import nearest
 
 __all__ = [
     "TEXT_ENCODERS",
@@ -78,10 +78,9 @@ def _maker(name: str) -> tuple[Callable[..., TextEncoder], tuple[str, ...]]:
         raise InputError(f"text_encoder {name!r} names finished vectors: they are read, there is nothing to encode")
     if "/" in name or Path(name).is_dir():
         return sentence_encoder, (name,)
-    close = difflib.get_close_matches(name, list(TEXT_ENCODERS), n=1)
-    hint = f" (did you mean {close[0]!r}?)" if close else ""
     raise InputError(
-        f"text_encoder: {name!r} is not known{hint}; choose one of {', '.join(TEXT_ENCODERS)}, tfidf:WIDTH, "
+        f"text_encoder: {name!r} is not known{nearest(name, list(TEXT_ENCODERS))}; choose one of "
+        f"{', '.join(TEXT_ENCODERS)}, tfidf:WIDTH, "
         "llm2vec:BASE,ADAPTERS, last_token:BASE, a sentence-transformers model by its full name (org/model), a local "
         "folder, or file:PATH.npy"
     )

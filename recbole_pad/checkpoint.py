@@ -98,9 +98,8 @@ def fingerprint(config: Any, dataset: Any, phase: str) -> str:
         content["global_time_cuts"] = bool(config["global_time_cuts"])
     if PHASES[phase].is_gated:
         content["experts"] = settings.experts
-        content["eval_batch_size"] = config[
-            "eval_batch_size"
-        ]  # where rows are many, the gate is fitted on some batches
+        # where validation rows are many, the gate is fitted on some batches of them
+        content["eval_batch_size"] = config["eval_batch_size"]
     wanted = experts_to_load(config)
     loaded = members | {STARTS_FROM[name] for name in members if name in STARTS_FROM}  # an expert may start as a copy
     if config["init_checkpoint"] and (wanted is None or loaded & set(wanted)):

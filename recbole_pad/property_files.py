@@ -13,6 +13,7 @@ from recbole_pad.errors import InputError
 from recbole_pad.keys import DATA_KEYS, PHASE_KEYS
 from recbole_pad.phases import PHASES
 
+KEYS_OF_PHASES = frozenset(f"{phase}.{key}" for phase in PHASES for key in PHASE_KEYS)
 SELECTED_FEATURES = "selected_features"  # of RecBole's models that read columns of items
 
 
@@ -84,8 +85,7 @@ def unread_keys(model: str) -> set[str]:
     """
     if "bases" not in properties("model", f"{model}.yaml"):
         return set()
-    of_phases = {f"{phase}.{key}" for phase in PHASES for key in PHASE_KEYS}
-    return (of_phases | set(properties("model", "PAD.yaml"))) - set(model_settings(model)) - set(DATA_KEYS)
+    return (set(properties("model", "PAD.yaml")) | KEYS_OF_PHASES) - set(model_settings(model)) - set(DATA_KEYS)
 
 
 def own_backbone_settings(backbone: str) -> dict[str, Any]:

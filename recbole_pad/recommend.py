@@ -14,7 +14,6 @@ from recbole.data.interaction import Interaction
 
 from recbole_pad import __version__, checkpoint
 from recbole_pad.checkpoint import RunFolder
-from recbole_pad.data.rows import windows
 from recbole_pad.dataset_prep.files import write_whole
 from recbole_pad.errors import InputError
 from recbole_pad.evaluation.ranking import SCORE_MEMORY_MB, Items, top_k
@@ -105,11 +104,8 @@ class TrainedRun:
             (scores, item numbers), shape (B, k) both; score -inf and item 0 where fewer than k items are left.
         """
         model, histories, device = self.model, self.dataset.histories, self.config["device"]
-        who, newest = torch.from_numpy(users), model.max_seq_length
-        length = torch.from_numpy(histories.lengths[users]).clamp(max=newest)
-        item_seq = windows(
-            torch.from_numpy(histories.items), torch.from_numpy(histories.offsets[users + 1]), length, newest
-        )
+        who = torch.from_numpy(users)
+        item_seq, length = histories.newest_items(users, model.max_seq_length)
         batch = Interaction({model.USER_ID: who, model.ITEM_SEQ: item_seq, model.ITEM_SEQ_LEN: length}).to(device)
         scores, found = top_k(
             model.user_vectors(batch).float(),

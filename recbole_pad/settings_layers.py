@@ -13,9 +13,8 @@ from recbole.utils import ModelType
 from recbole_pad.backbone_classes import backbone_spec, settings_file
 from recbole_pad.config import name_list
 from recbole_pad.errors import InputError
-from recbole_pad.keys import PHASE_KEYS
-from recbole_pad.phases import PHASES
 from recbole_pad.property_files import (
+    KEYS_OF_PHASES,
     SELECTED_FEATURES,
     model_settings,
     own_backbone_settings,
@@ -127,7 +126,7 @@ def _check_keys(config: Any, model: str, ours: Mapping[str, Any]) -> None:
         *(key for keys in config.parameters.values() for key in keys),
     }
     pad_keys = {*properties("model", "PAD.yaml"), *properties("protocol", "pad.yaml")}
-    known |= {f"{phase}.{key}" for phase in PHASES for key in PHASE_KEYS} if ours else pad_keys
+    known |= KEYS_OF_PHASES if ours else pad_keys
     if "loss" in ours and "loss_type" in config.external_config_dict:
         raise InputError(
             f"loss_type: {model}'s loss is set by the key `loss` (ce, bce, sampled_softmax); remove loss_type"

@@ -12,6 +12,7 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
+from recbole_pad.data.rows import windows
 from recbole_pad.errors import InputError
 
 LEFT_OUT = {  # held-out interactions of a user from the target on, by RecBole's LS mode and phase
@@ -93,6 +94,19 @@ class Histories:
         """The newest `n` interactions of each user at most."""
         lengths = np.minimum(self.lengths, n)
         return Histories(np.concatenate([[0], np.cumsum(lengths)]), self.items[self._from_here <= n])
+
+    def newest_items(self, users: np.ndarray, n: int) -> tuple[Tensor, Tensor]:
+        """Item lists as an encoder reads them: the newest `n` items of each user, padded with 0 on the right.
+
+        Args:
+            users: user ids, shape (B,).
+            n: longest list.
+
+        Returns:
+            Items, shape (B, n), and how many each user has, shape (B,); int64.
+        """
+        lengths = torch.from_numpy(np.minimum(self.lengths[users], n))
+        return windows(torch.from_numpy(self.items), torch.from_numpy(self.offsets[users + 1]), lengths, n), lengths
 
     @property
     def _from_here(self) -> np.ndarray:

@@ -125,7 +125,7 @@ class _InnerProducts:
         self._waiting: list[tuple[Tensor, Tensor]] = []
         self._histories: list[History] = []
         self._extras: list[ScorePairs] = []
-        self._n_waiting = 0
+        self._n_waiting, self._n_bytes = 0, 0
         self._ranked: list[tuple[Tensor, Tensor]] = []
 
     def add(self, interaction: Any, target: Tensor, history: History | None) -> None:
@@ -134,14 +134,14 @@ class _InnerProducts:
         extra = self._model.pair_scores(interaction) if hasattr(self._model, "pair_scores") else None
         if extra is not None:
             self._extras.append(ScorePairs(extra.rows + self._n_waiting, extra.items, extra.values.float()))
+            self._n_bytes += _PAIR_BYTES * len(extra.rows)
         if history is not None:
             self._histories.append((history[0] + self._n_waiting, history[1]))
+            self._n_bytes += _HISTORY_BYTES * len(history[0])
         self._waiting.append((users, target))
         self._n_waiting += len(users)
-        n_pairs = sum(len(extra.rows) for extra in self._extras)
-        n_masked = sum(len(rows) for rows, _ in self._histories)
-        n_bytes = 4 * self._n_waiting * users.size(1) + _PAIR_BYTES * n_pairs + _HISTORY_BYTES * n_masked
-        if n_bytes > self._memory_mb * 2**20:
+        self._n_bytes += 4 * users.numel()
+        if self._n_bytes > self._memory_mb * 2**20:
             self._rank_waiting()
 
     def _rank_waiting(self) -> None:
@@ -149,7 +149,7 @@ class _InnerProducts:
         history = _concatenated(self._histories, self._device) if self._histories else None
         extra = ScorePairs.joined(self._extras) if self._extras else None
         self._ranked.append(rank_targets(users, self._items, target, history, self._memory_mb, extra))
-        self._waiting, self._histories, self._extras, self._n_waiting = [], [], [], 0
+        self._waiting, self._histories, self._extras, self._n_waiting, self._n_bytes = [], [], [], 0, 0
 
     def ranks(self) -> tuple[Tensor, Tensor]:
         if self._waiting:

@@ -109,10 +109,14 @@ def _variant(word: str) -> Variant:
 
 def _own(label: str, settings: dict[str, Any]) -> dict[str, Any]:
     """The settings, refused where the comparison sets them for each run."""
-    for key in _NOT_SHARED:
-        if key in settings:
-            raise InputError(f"models: {label}: {key} cannot be set for one model; use --models, --datasets, --seeds")
+    if key := _set_for_each_run(settings):
+        raise InputError(f"models: {label}: {key} cannot be set for one model; use --models, --datasets, --seeds")
     return settings
+
+
+def _set_for_each_run(settings: Mapping[str, Any]) -> str | None:
+    """The first of the keys that each run has of its own, if one is among the settings."""
+    return next((key for key in _NOT_SHARED if key in settings), None)
 
 
 def _of_file(word: str) -> list[Variant]:
@@ -138,11 +142,10 @@ def shared_settings(words: Sequence[str]) -> dict[str, Any]:
         InputError: also for a key that each run has of its own, or that only a command line can have.
     """
     settings = parse_settings(words)
-    for key in _NOT_SHARED:
-        if key in settings:
-            raise InputError(
-                f"{key}: cannot be set for all runs; use --models, --dataset(s), --seeds, --cells, or @FILE.yaml"
-            )
+    if key := _set_for_each_run(settings):
+        raise InputError(
+            f"{key}: cannot be set for all runs; use --models, --dataset(s), --seeds, --cells, or @FILE.yaml"
+        )
     return settings
 
 

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from recbole_pad.backbone_classes import backbone_spec
 from recbole_pad.data.histories import Histories
-from recbole_pad.data.rows import windows
 from recbole_pad.errors import InputError
 from recbole_pad.model.backbone import Backbone, is_item
 from recbole_pad.model.experts import Expert, id_vectors
@@ -162,10 +161,9 @@ class SimilarUsers(nn.Module):
         nearest = search.fit(vectors).kneighbors(return_distance=False)  # without an argument, a user is not its own
         neighbours = torch.zeros(len(train.lengths), nearest.shape[1], dtype=torch.int64)
         neighbours[users] = torch.from_numpy(users[nearest])
-        item_seq_len = torch.from_numpy(np.minimum(train.lengths, max_length))
-        items, ends = torch.from_numpy(train.items), torch.from_numpy(train.offsets[1:])
+        item_seq, item_seq_len = train.newest_items(np.arange(len(train.lengths)), max_length)
         self.register_buffer("neighbours", neighbours, persistent=False)
-        self.register_buffer("item_seq", windows(items, ends, item_seq_len, max_length), persistent=False)
+        self.register_buffer("item_seq", item_seq, persistent=False)
         self.register_buffer("item_seq_len", item_seq_len, persistent=False)
 
 

@@ -24,7 +24,7 @@ from recbole_pad.input_files import input_digests
 from recbole_pad.keys import FIRST_READ_IN, PHASE_KEYS, WITHOUT_EFFECT
 from recbole_pad.phases import PHASES
 from recbole_pad.preflight import checked_config, settled_config
-from recbole_pad.property_files import own_backbone_settings, recbole_keys, unread_keys
+from recbole_pad.property_files import KEYS_OF_PHASES, own_backbone_settings, recbole_keys, unread_keys
 from recbole_pad.registration import has_our_backbone, has_phases
 from recbole_pad.registry import pick
 from recbole_pad.result import yaml_value
@@ -206,7 +206,7 @@ def _check_space(space: Space, base: Any, configs: Callable[[dict[str, Any]], An
     known = {*base.internal_config_dict, *(key for keys in base.parameters.values() for key in keys)}
     known -= unread_keys(base["model"])
     if has_phases(base["model"]):
-        known |= {f"{phase}.{key}" for phase in PHASES for key in PHASE_KEYS}
+        known |= KEYS_OF_PHASES
     if has_our_backbone(base["model"]):
         named = [value for entry in space.parameters if entry.key == "backbone" for value in entry.range.ends()]
         for name in {*BACKBONES, *filter(is_own, map(str, named))}:
